@@ -1,0 +1,1 @@
+"""Errors, clock, hashing and schema: what every other layer may use."""

@@ -1,0 +1,1 @@
+"""The work, stage by stage. Talks to ports only; planning, policy, gate and route are pure functions."""

@@ -1,0 +1,1 @@
+"""Inner loops over plain arrays. Nothing here knows about declarations, storage or time zones."""

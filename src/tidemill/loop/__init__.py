@@ -1,0 +1,1 @@
+"""The loop worker: the only process that commits tables, online state and decisions."""

@@ -1,0 +1,53 @@
+"""Online state: keys to bytes, changed by one writer in whole batches, read by many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Snapshot(Protocol):
+    """A consistent view: no later batch shows in it."""
+
+    def get(self, space: str, key: bytes) -> bytes | None:
+        """Return the value of ``key`` in ``space``, or None."""
+        ...
+
+    def items(self, space: str) -> Iterable[tuple[bytes, bytes]]:
+        """Yield the pairs of ``space`` in order of key."""
+        ...
+
+    def mark(self) -> bytes | None:
+        """Return the mark that the last batch set (what has been applied), or None when nothing was."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Set ``key`` of ``space`` to ``value``; None removes it."""
+
+    space: str
+    key: bytes
+    value: bytes | None
+
+
+class Online(Protocol):
+    """A small key-value store with atomic, durable batches. Keys are at most 500 bytes, spaces are short names."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a consistent view. Cheap (microseconds); close it soon, it holds old pages."""
+        ...
+
+    def apply(self, changes: Sequence[Change], mark: bytes) -> None:
+        """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything, the mark included."""
+        ...
+
+    def close(self) -> None:
+        """Release files and locks. Idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""The prediction server: bare ASGI, one process, predictions and intake only."""

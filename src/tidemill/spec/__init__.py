@@ -1,0 +1,1 @@
+"""Declarations: frozen values that say what a system is. No I/O, no registration, no clock."""

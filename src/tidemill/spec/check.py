@@ -1,0 +1,69 @@
+"""Checks: conditions that each row of a source must meet. A row that fails goes to quarantine with the reason.
+
+A check on a null value passes, except ``not_null``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tidemill.spec.expression import Expression
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True, slots=True)
+class NotNull:
+    """No listed column is null."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """``low <= column <= high``; a bound that is None is open."""
+
+    column: str
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The column holds one of ``values``."""
+
+    column: str
+    values: tuple[str | int | float | bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """The expression is not false. ``name`` is the reason written into quarantine."""
+
+    name: str
+    expression: Expression
+
+
+Check = NotNull | Between | OneOf | Holds
+
+
+def not_null(*columns: str) -> NotNull:
+    """Require that none of ``columns`` is null."""
+    return NotNull(columns)
+
+
+def between(column: str, low: float | None, high: float | None) -> Between:
+    """Require ``low <= column <= high``, both ends included; None leaves an end open."""
+    return Between(column, low, high)
+
+
+def one_of(column: str, *values: str | int | float | bool) -> OneOf:
+    """Require that ``column`` holds one of ``values``."""
+    return OneOf(column, values)
+
+
+def holds(name: str, expression: str | pl.Expr) -> Holds:
+    """Require that a boolean ``expression`` over the row is not false; ``name`` is the reason given when it is."""
+    return Holds(name, Expression.of(expression))

@@ -1,0 +1,165 @@
+"""Labels, gates and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tidemill.base.clock import parse_duration
+from tidemill.spec.expression import Expression
+from tidemill.spec.feature import Aggregation, Latest, OnDemand, View
+from tidemill.spec.source import Source, Table
+from tidemill.spec.split import Split, by_time
+from tidemill.spec.time import Offset
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Task = Literal["classification", "regression"]
+Metric = Literal["log_loss", "brier", "roc_auc", "average_precision", "accuracy", "f1", "mae", "rmse", "mape", "r2"]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Label:
+    """What came true: ``value`` over the rows of ``table`` that share the example's key.
+
+    A row counts if its event time lies in ``(asked_at, asked_at + within]``; the last such row is the label. An example
+    is mature ``within + settle`` after it was asked. ``otherwise`` is the label when no row came; None leaves the
+    example out and counts it. ``on`` renames key columns: ``{table's column: example's column}``.
+    """
+
+    table: Source | Table
+    value: Expression
+    within: int
+    settle: int
+    otherwise: Any
+    on: tuple[tuple[str, str], ...]
+
+    def __init__(
+        self,
+        table: Source | Table,
+        value: str | pl.Expr,
+        *,
+        within: str,
+        otherwise: bool | float | str | None = None,
+        settle: str = "0s",
+        on: Mapping[str, str] | None = None,
+    ) -> None:
+        for attribute, each in (
+            ("table", table),
+            ("value", Expression.of(value)),
+            ("within", parse_duration(within)),
+            ("settle", parse_duration(settle)),
+            ("otherwise", otherwise),
+            ("on", tuple(sorted((on or {}).items()))),
+        ):
+            object.__setattr__(self, attribute, each)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The rule a candidate must pass before it is promoted.
+
+    A refresh of the champion's own recipe passes when it is not worse on ``metric`` by more than ``margin`` (in the
+    metric's own unit) with the stated ``confidence``; a changed recipe must be better with that confidence. Below
+    ``min_rows`` common mature rows the verdict is to keep going.
+    """
+
+    metric: Metric
+    confidence: float = 0.95
+    margin: float = 0.0
+    min_rows: int = 500
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Model:
+    """A model: the question, the label, the features, the estimator and how it is judged.
+
+    ``examples``: the table whose rows are the things asked about. ``asked_at``: when, a column or an offset of one.
+    ``features``: views, and columns of ``examples`` by name. ``kpis``: named functions ``(truth, prediction) -> float``
+    of two NumPy arrays. ``slices``: columns of the training frame by which metrics are broken down.
+    """
+
+    name: str
+    examples: Source | Table
+    asked_at: str | Offset
+    label: Label
+    features: tuple[View | str, ...]
+    estimator: Any
+    task: Task
+    split: Split
+    metrics: tuple[Metric, ...]
+    kpis: tuple[tuple[str, Callable[..., float]], ...]
+    slices: tuple[str, ...]
+    gate: Gate
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        examples: Source | Table,
+        asked_at: str | Offset,
+        label: Label,
+        features: Iterable[View | str],
+        estimator: Any,
+        task: Task | None = None,
+        split: Split | None = None,
+        metrics: Iterable[Metric] | None = None,
+        kpis: Mapping[str, Callable[..., float]] | None = None,
+        slices: Iterable[str] = (),
+        gate: Gate | None = None,
+    ) -> None:
+        kind: Task = task or (
+            "regression" if getattr(estimator, "_estimator_type", None) == "regressor" else _task(estimator)
+        )
+        default: tuple[Metric, ...] = (
+            ("log_loss", "roc_auc", "brier") if kind == "classification" else ("mae", "rmse", "r2")
+        )
+        chosen = tuple(metrics) if metrics is not None else default
+        for attribute, value in (
+            ("name", name),
+            ("examples", examples),
+            ("asked_at", asked_at),
+            ("label", label),
+            ("features", tuple(features)),
+            ("estimator", estimator),
+            ("task", kind),
+            ("split", split or by_time(test="30d")),
+            ("metrics", chosen),
+            ("kpis", tuple((kpis or {}).items())),
+            ("slices", tuple(slices)),
+            ("gate", gate or Gate(chosen[0])),
+        ):
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The feature views among ``features``."""
+        return tuple(feature for feature in self.features if isinstance(feature, Aggregation | Latest | OnDemand))
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The columns of ``examples`` among ``features``."""
+        return tuple(feature for feature in self.features if isinstance(feature, str))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the estimator's input columns, in order."""
+        names: list[str] = []
+        for feature in self.features:
+            names.extend((feature,) if isinstance(feature, str) else feature.columns)
+        return tuple(names)
+
+    @property
+    def request_columns(self) -> tuple[str, ...]:
+        """Columns of ``examples`` that a request must bring: the key, then what the features read, in order of use."""
+        names = dict.fromkeys(self.examples.key)
+        for feature in self.features:
+            names.update(dict.fromkeys((feature,) if isinstance(feature, str) else feature.request_columns))
+        return tuple(names)
+
+
+def _task(estimator: Any) -> Task:
+    """Tell a regressor from a classifier without importing scikit-learn: the one predicts probabilities."""
+    return "classification" if hasattr(estimator, "predict_proba") else "regression"

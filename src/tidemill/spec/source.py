@@ -1,0 +1,173 @@
+"""Sources and derived tables: where rows come from, what identifies them, when they happened and became known."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.spec.check import Check
+from tidemill.spec.time import Offset
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files that match ``pattern``, relative to the system's folder. Format by suffix: csv, parquet, ndjson, jsonl.
+
+    New files are read whole, and files that have grown (CSV, NDJSON) from where reading stopped, in order of name.
+    """
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Rows pushed over HTTP (``POST /v1/tables/<source>``) or with ``project.push``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows from any Python callable that returns an iterable of dicts, Polars frames or Arrow batches.
+
+    The callable is asked once a tick with the number of rows taken so far and returns the rows after them.
+    """
+
+    function: Callable[[int], Iterable[Any]]
+
+
+def files(pattern: str) -> Files:
+    """Read files that match a glob ``pattern``, relative to the folder of the declared file."""
+    return Files(pattern)
+
+
+def push() -> Push:
+    """Take rows that are pushed over HTTP or from Python."""
+    return Push()
+
+
+def rows(function: Callable[[int], Iterable[Any]]) -> Rows:
+    """Take rows from ``function(taken)``: dicts, Polars frames or Arrow batches, those after the first ``taken`` rows."""
+    return Rows(function)
+
+
+def _names(key: str | Iterable[str]) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Source:
+    """A table whose rows come from outside.
+
+    ``key``: the column or columns that identify a thing; a second row of the same key is a new version of it.
+    ``event_time``: the column of when it happened; None makes the table static.
+    ``known_at``: a column or an offset (``tm.before``, ``tm.after``) of when the system could have known the row.
+    Undeclared, it is the event time for files and the time of ingest for pushed rows and iterables.
+    ``corrected_at``: the column with the known-at of a key's later versions, where the declared known-at is derived.
+    ``tombstone``: a boolean column that withdraws the key when true.
+    ``checks``: conditions that each row must meet; a row that does not goes to quarantine with its reason.
+    """
+
+    name: str
+    reader: Files | Push | Rows
+    key: tuple[str, ...]
+    event_time: str | None
+    known_at: str | Offset | None
+    corrected_at: str | None
+    tombstone: str | None
+    checks: tuple[Check, ...]
+
+    def __init__(
+        self,
+        name: str,
+        reader: Files | Push | Rows,
+        *,
+        key: str | Iterable[str],
+        event_time: str | None = None,
+        known_at: str | Offset | None = None,
+        corrected_at: str | None = None,
+        tombstone: str | None = None,
+        checks: Iterable[Check] = (),
+    ) -> None:
+        for attribute, value in (
+            ("name", name),
+            ("reader", reader),
+            ("key", _names(key)),
+            ("event_time", event_time),
+            ("known_at", known_at),
+            ("corrected_at", corrected_at),
+            ("tombstone", tombstone),
+            ("checks", tuple(checks)),
+        ):
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def static(self) -> bool:
+        """True when the table has no event time."""
+        return self.event_time is None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table derived from others by a function of Polars lazy frames; made by ``@tm.table``.
+
+    ``inputs`` names the sources and tables it reads, in the order of the function's parameters. ``by_row`` is true for
+    functions that treat each input row by itself; they run on new rows only.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    key: tuple[str, ...]
+    event_time: str | None
+    known_at: str | Offset | None
+    by_row: bool
+    sources: tuple[Source | Table, ...] = field(repr=False)
+    corrected_at: None = None
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def static(self) -> bool:
+        """True when the table has no event time."""
+        return self.event_time is None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tables it reads, in the order of the function's parameters."""
+        return tuple(source.name for source in self.sources)
+
+
+def table(
+    name: str,
+    *,
+    key: str | Iterable[str],
+    event_time: str | None = None,
+    known_at: str | Offset | None = None,
+    rows: bool = False,
+) -> Callable[[Callable[..., Any]], Table]:
+    """Declare a derived table over the decorated function of Polars lazy frames.
+
+    The function's parameters name its inputs: each is the name of a declared source or table of the same file. Known-at
+    of an output row is at least that of its inputs. ``rows=True`` promises that each output row depends on one input
+    row alone; the function then runs on new rows only. Raises TypeError when a parameter names no declaration.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Table:
+        named = {
+            value.name: value
+            for value in (*inspect.getclosurevars(function).globals.values(), *function.__globals__.values())
+            if isinstance(value, Source | Table)
+        }
+        inputs = []
+        for parameter in inspect.signature(function).parameters:
+            found = function.__globals__.get(parameter, named.get(parameter))
+            if not isinstance(found, Source | Table):
+                found = named.get(parameter)
+            if found is None:
+                raise TypeError(
+                    f"table {name!r}: parameter {parameter!r} of {function.__name__}() names no source or table "
+                    "declared above it. Name each parameter after the declaration it reads."
+                )
+            inputs.append(found)
+        return Table(name, function, _names(key), event_time, known_at, rows, tuple(inputs))
+
+    return decorate

@@ -1,0 +1,200 @@
+"""Endpoint, monitor, policy, and the system that holds everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from tidemill.base.clock import parse_duration
+from tidemill.spec.feature import OnDemand, View
+from tidemill.spec.model import Model
+from tidemill.spec.source import Source, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How predictions are served.
+
+    ``log``: "all" keeps every prediction in the lake, "none" keeps none. ``durability``: "batch" answers once the
+    record is written and syncs within 10 ms; "sync" answers after the sync. ``port`` on loopback; 0 picks a free one.
+    """
+
+    log: Literal["all", "none"] = "all"
+    durability: Literal["batch", "sync"] = "batch"
+    port: int = 8321
+
+
+@dataclass(frozen=True, slots=True)
+class Psi:
+    """Population stability index against the training profile: drift when it exceeds ``over``."""
+
+    over: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorseThan:
+    """A drop of the gate's metric on mature live predictions by more than ``margin`` against the judged value."""
+
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """What is watched: ``drift`` of features and predictions, and ``performance`` as labels mature, every ``every``.
+
+    ``every`` and ``window`` are microseconds: how often reports are made, and over which stretch of predictions.
+    """
+
+    drift: Psi | None
+    performance: WorseThan | None
+    every: int
+    window: int
+
+    def __init__(
+        self,
+        *,
+        drift: Psi | None = None,
+        performance: WorseThan | None = None,
+        every: str = "1d",
+        window: str = "7d",
+    ) -> None:
+        for attribute, value in (
+            ("drift", drift),
+            ("performance", performance),
+            ("every", parse_duration(every)),
+            ("window", parse_duration(window)),
+        ):
+            object.__setattr__(self, attribute, value)
+
+
+def psi(*, over: float = 0.2) -> Psi:
+    """Report drift when the population stability index of a feature or of the prediction exceeds ``over``."""
+    return Psi(over)
+
+
+def worse_than(margin: float) -> WorseThan:
+    """Report a drop when the gate's metric is worse than when the champion was judged by more than ``margin``."""
+    return WorseThan(margin)
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Retrain ``micros`` after the last training started."""
+
+    micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnDrift:
+    """Retrain when drift is reported, at most once every ``cooldown`` microseconds."""
+
+    cooldown: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnDrop:
+    """Retrain when a drop of performance is reported, at most once every ``cooldown`` microseconds."""
+
+    cooldown: int
+
+
+Trigger = Every | OnDrift | OnDrop
+
+
+def every(period: str) -> Every:
+    """Retrain on a schedule: ``period`` after the last training started."""
+    return Every(parse_duration(period))
+
+
+def on_drift(*, cooldown: str = "7d") -> OnDrift:
+    """Retrain when drift is reported and the last training started at least ``cooldown`` ago."""
+    return OnDrift(parse_duration(cooldown))
+
+
+def on_drop(*, cooldown: str = "7d") -> OnDrop:
+    """Retrain when performance has dropped and the last training started at least ``cooldown`` ago."""
+    return OnDrop(parse_duration(cooldown))
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Policy:
+    """When to retrain, and on what.
+
+    ``window``: microseconds of newest examples to learn from, None for all. ``takes``: microseconds of (virtual) time
+    after its start at which a training takes effect; the clock waits for it.
+    """
+
+    retrain: tuple[Trigger, ...]
+    window: int | None
+    takes: int
+
+    def __init__(self, *, retrain: Iterable[Trigger] = (), window: str = "all", takes: str = "1h") -> None:
+        object.__setattr__(self, "retrain", tuple(retrain))
+        object.__setattr__(self, "window", None if window == "all" else parse_duration(window))
+        object.__setattr__(self, "takes", parse_duration(takes))
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class System:
+    """A whole system: its models and how they are served, watched and retrained.
+
+    ``tick``: microseconds between the logical ticks at which rows are taken in and decisions are made.
+    """
+
+    name: str
+    models: tuple[Model, ...]
+    endpoint: Endpoint
+    monitor: Monitor
+    policy: Policy
+    tick: int
+
+    def __init__(
+        self,
+        name: str,
+        *models: Model,
+        endpoint: Endpoint | None = None,
+        monitor: Monitor | None = None,
+        policy: Policy | None = None,
+        tick: str = "1m",
+    ) -> None:
+        for attribute, value in (
+            ("name", name),
+            ("models", models),
+            ("endpoint", endpoint or Endpoint()),
+            ("monitor", monitor or Monitor()),
+            ("policy", policy or Policy()),
+            ("tick", parse_duration(tick)),
+        ):
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every feature view that a model uses, once each, in order of first use."""
+        return tuple(dict.fromkeys(view for model in self.models for view in model.views))
+
+    @property
+    def tables(self) -> tuple[Source | Table, ...]:
+        """Every source and derived table reached from the models, inputs before what is derived from them."""
+        ordered: dict[str, Source | Table] = {}
+
+        def visit(table: Source | Table) -> None:
+            if table.name in ordered:
+                return
+            if isinstance(table, Table):
+                for source in table.sources:
+                    visit(source)
+            ordered[table.name] = table
+
+        for model in self.models:
+            visit(model.examples)
+            visit(model.label.table)
+            for view in model.views:
+                if not isinstance(view, OnDemand):
+                    visit(view.table)
+        return tuple(ordered.values())
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source, in order of name: the order in which the rows of a tick are taken in."""
+        return tuple(sorted((each for each in self.tables if isinstance(each, Source)), key=lambda each: each.name))

@@ -1,0 +1,1 @@
+"""The oracle of the time rules, and the suites that every adapter must pass."""
