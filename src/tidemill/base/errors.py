@@ -49,6 +49,10 @@ class NotFoundError(TidemillError, LookupError):
     """A name, version or id does not exist in this workspace."""
 
 
+class NotReadyError(TidemillError):
+    """What was asked for will be there, but is not yet: no champion was promoted, or state is still being built."""
+
+
 class WorkspaceError(TidemillError):
     """The workspace is missing, damaged, or made by another version."""
 
@@ -63,6 +67,10 @@ class LeaseHeldError(TidemillError):
 
 class TrainingError(TidemillError):
     """A training failed; the message carries the estimator's own error."""
+
+
+class FingerprintError(TidemillError, TypeError):
+    """A function, or a value it reads, has no lasting content to hash: a lock, an open file, a random generator."""
 
 
 class ArtefactError(TidemillError):

@@ -18,7 +18,7 @@ class Record:
 
 
 class LogWriter(Protocol):
-    """The one writer of one segment, made anew at every start of a process."""
+    """The one writer of one segment, made anew at every start of a process. Threads may share it."""
 
     def append(self, payload: bytes) -> Future[None]:
         """Write a record to the operating system before returning; the future is done once it is on disk (≤ 10 ms)."""

@@ -19,6 +19,12 @@ class Batch:
     rows: pa.Table
     cursor: str
     broken: tuple[tuple[str, str], ...] = ()
+    #: The file whose header all rows share, so that its columns must be the contract's; None: each row has its own.
+    file: str | None = None
+    #: False when every value is text whose type is still to be found (CSV).
+    typed: bool = True
+    #: The pushes that the rows came in, in order: (idempotency key or None, number of rows); empty when not pushed.
+    pushes: tuple[tuple[str | None, int], ...] = ()
 
 
 class Reader(Protocol):

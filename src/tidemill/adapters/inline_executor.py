@@ -1,0 +1,71 @@
+"""Work in this process, before ``submit`` returns: for backtests and tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import threadpoolctl
+
+from tidemill.adapters.process_child import describe, find
+from tidemill.base.errors import TidemillError, TrainingError
+from tidemill.base.hashing import canonical
+from tidemill.ports.executor import Progress
+
+
+class InlineExecutor:
+    """Runs the functions of ``tasks`` (name to ``"module:function"``) at once, on at most ``threads`` threads.
+
+    Payload and result pass through JSON, as between processes.
+    """
+
+    def __init__(self, tasks: Mapping[str, str], *, threads: int) -> None:
+        self._tasks = dict(tasks)
+        self._threads = threads
+
+    def submit(self, task: str, payload: dict[str, Any]) -> InlineJob:
+        """Run ``task`` to its end. Raises TidemillError when there is no such task."""
+        if task not in self._tasks:
+            raise TidemillError(f"There is no task {task!r}. The tasks are: {', '.join(sorted(self._tasks))}.")
+        job = InlineJob(task)
+        # Found first: only libraries that are already loaded can be held to their number of threads.
+        function = find(self._tasks[task])
+        with threadpoolctl.threadpool_limits(self._threads):
+            try:
+                answer = canonical(dict(function(json.loads(canonical(payload)), job.report)))
+            except Exception as error:
+                job.outcome = TrainingError(f"Task {task!r} failed: {describe(error)}")
+                job.outcome.__cause__ = error
+            else:
+                job.outcome = json.loads(answer)
+        return job
+
+
+class InlineJob:
+    """A task that has run."""
+
+    def __init__(self, task: str) -> None:
+        self.outcome: dict[str, Any] | TrainingError = TrainingError(f"Task {task!r} has not run.")
+        self._progress = Progress(0, 1, "starting")
+
+    def report(self, done: int, total: int, doing: str) -> None:
+        """Note the progress."""
+        self._progress = Progress(done, total, doing)
+
+    def finished(self) -> bool:
+        """Tell whether ``result`` would return at once: always."""
+        return True
+
+    def progress(self) -> Progress:
+        """Return the last progress reported."""
+        return self._progress
+
+    def result(self) -> dict[str, Any]:
+        """Return what the task returned. Raises TrainingError with its message when it failed."""
+        if isinstance(self.outcome, TrainingError):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self) -> None:
+        """Do nothing: the task has finished."""

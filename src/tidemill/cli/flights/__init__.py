@@ -1,0 +1,1 @@
+"""The flagship project: its declared file, its feeds, and the picture of it running."""

@@ -1,0 +1,158 @@
+"""The ledger of predictions and feedback: drained from the servers' logs into two tables of the lake.
+
+Both tables have the same few columns for every model and recipe; requests and features are JSON, in which a float64
+reads back as the same number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import polars as pl
+import pyarrow as pa
+
+from tidemill.base.hashing import canonical, fingerprint
+from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
+from tidemill.engine.predict import Logged
+from tidemill.ports.lake import Commit, Fence, Lake
+from tidemill.ports.log import Log, Record
+
+PREDICTIONS = "predictions"
+FEEDBACK = "feedback"
+
+#: Names that no source or derived table may take.
+RESERVED_TABLES = (PREDICTIONS, FEEDBACK)
+
+_TIME = pl.Datetime("us", "UTC")
+_SYSTEM = {KNOWN_AT: _TIME, SEQ: pl.Int64(), TOMBSTONE: pl.Boolean(), TICK: _TIME, HISTORY: pl.Boolean()}
+
+PREDICTION_SCHEMA = pl.Schema(
+    {
+        "id": pl.String(),
+        "model": pl.String(),
+        "version": pl.Int64(),
+        "route": pl.String(),
+        "asked": _TIME,
+        "journal": pl.Int64(),
+        "applied": pl.String(),
+        "key": pl.String(),
+        "request": pl.String(),
+        "features": pl.String(),
+        "prediction": pl.String(),
+        **_SYSTEM,
+    }
+)
+FEEDBACK_SCHEMA = pl.Schema(
+    {"model": pl.String(), "prediction": pl.String(), "key": pl.String(), "value": pl.String(), **_SYSTEM}
+)
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person or a system says came true: of a prediction by its id, or of a key. ``id`` makes it idempotent."""
+
+    id: str
+    model: str
+    prediction: str | None
+    key: list[Any] | None
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """New rows of one ledger table and the commit that brought them; None when there was nothing new."""
+
+    rows: pl.DataFrame
+    commit: Commit
+
+
+def key_text(key: Sequence[Any]) -> str:
+    """Return the key's values as canonical JSON: how both tables spell it."""
+    return canonical(list(key)).decode()
+
+
+def prediction_rows(records: Iterable[bytes]) -> pl.DataFrame:
+    """Return logged predictions (JSON of ``Logged``) as rows without system columns, by (asked, id)."""
+    rows = [
+        {
+            "id": one.id,
+            "model": one.model,
+            "version": one.version,
+            "route": one.route,
+            "asked": one.asked,
+            "journal": one.journal,
+            "applied": canonical(one.applied).decode(),
+            "key": key_text(one.key),
+            "request": msgspec.json.encode(one.request).decode(),
+            "features": msgspec.json.encode(one.features).decode(),
+            "prediction": msgspec.json.encode(one.prediction).decode(),
+        }
+        for one in map(_decode_logged, records)
+    ]
+    schema = {name: dtype for name, dtype in PREDICTION_SCHEMA.items() if name not in _SYSTEM}
+    frame = pl.DataFrame(rows, schema={**schema, "asked": pl.Int64()}, orient="row")
+    return (
+        frame.with_columns(pl.col("asked").cast(_TIME))
+        .sort("asked", "id")
+        .unique("id", keep="first", maintain_order=True)
+    )
+
+
+_decode_logged = msgspec.json.Decoder(Logged).decode
+_decode_feedback = msgspec.json.Decoder(Feedback).decode
+
+
+def feedback_rows(records: Iterable[bytes]) -> pl.DataFrame:
+    """Return feedback (JSON of ``Feedback``) as rows without system columns, once for each id."""
+    rows = [
+        {
+            "model": one.model,
+            "prediction": one.prediction,
+            "key": None if one.key is None else key_text(one.key),
+            "value": json.dumps(one.value),
+        }
+        for one in {each.id: each for each in map(_decode_feedback, records)}.values()
+    ]
+    schema = {name: dtype for name, dtype in FEEDBACK_SCHEMA.items() if name not in _SYSTEM}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained | None:
+    """Commit what the log holds beyond the table's cursor, rows and cursor together; None when there is nothing."""
+    head = lake.head(table)
+    cursor: dict[str, int] = json.loads(head.cursor) if head and head.cursor else {}
+    records: list[Record] = []
+    while True:
+        more = list(log.read(cursor))
+        if not more:
+            break
+        records.extend(more)
+        cursor = {**cursor, **{record.segment: record.end for record in more}}
+    if not records:
+        return None
+    build = prediction_rows if table == PREDICTIONS else feedback_rows
+    rows = build(record.payload for record in records)
+    first = head.next_seq if head else 0
+    stamped = rows.with_columns(
+        pl.lit(tick).cast(_TIME).alias(KNOWN_AT),
+        pl.int_range(first, first + rows.height, dtype=pl.Int64).alias(SEQ),
+        pl.lit(value=False).alias(TOMBSTONE),
+        pl.lit(tick).cast(_TIME).alias(TICK),
+        pl.lit(value=False).alias(HISTORY),
+    )
+    body = {"table": table, "rows": rows.height, "quarantined": 0, "first_seq": first, "next_seq": first + rows.height}
+    commit = Commit(
+        table=table,
+        version=0,
+        tick=tick,
+        batch=fingerprint(table, tick, first),
+        rows=rows.height,
+        next_seq=first + rows.height,
+        cursor=canonical(cursor).decode(),
+        entry=canonical(body).decode(),
+    )
+    arrow: pa.Table = stamped.to_arrow()
+    return Drained(stamped, lake.append(table, arrow, commit, fence))

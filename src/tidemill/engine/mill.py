@@ -1,0 +1,433 @@
+"""The mill: what one tick does, live and in a backtest alike.
+
+A tick takes in rows, derives tables, drains predictions, watches, decides, and writes all of it down. The order is that
+of safety: the lake first, then the journal, then online state, then the end of the tick, then the logs are trimmed.
+Each step can be repeated, so a crash anywhere is mended by ``start``: it writes the entries that a crash left out,
+brings online state up to the lake, and takes up the training that was under way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from tidemill.base.errors import SourceError, TrainingError, WorkspaceError
+from tidemill.base.hashing import fingerprint
+from tidemill.engine import ledger
+from tidemill.engine.change import changes
+from tidemill.engine.derive import Derivation
+from tidemill.engine.example import ASKED_AT, examples
+from tidemill.engine.fingerprint import describe, judging, of, operations, recipe, recipe_fingerprint
+from tidemill.engine.gate import Case
+from tidemill.engine.ingest import Intake
+from tidemill.engine.online import OnlineState
+from tidemill.engine.policy import Decision, Situation, decide
+from tidemill.engine.state import ModelState, State, Training, fold
+from tidemill.engine.train import Order
+from tidemill.engine.watch import Watch
+from tidemill.ports.executor import Executor, Job, Progress
+from tidemill.ports.journal import Draft, Entry, Journal
+from tidemill.ports.lake import Fence, Lake
+from tidemill.ports.log import Log
+from tidemill.ports.online import Online
+from tidemill.ports.reader import Reader
+from tidemill.spec.feature import OnDemand
+from tidemill.spec.model import Model
+from tidemill.spec.source import Files, Table
+from tidemill.spec.system import System
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside that a mill works with. ``readers`` by source, ``logs`` by table of the ledger."""
+
+    lake: Lake
+    journal: Journal
+    online: Online
+    executor: Executor
+    readers: Mapping[str, Reader]
+    logs: Mapping[str, Log]
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What a tick did: the entries it wrote, and the rows it took in by table."""
+
+    tick: int
+    entries: tuple[Entry, ...]
+    rows: Mapping[str, int]
+
+
+def tables_of(model: Model) -> tuple[str, ...]:
+    """Return the names of the tables that a training of ``model`` reads, in alphabetical order."""
+    views = {view.table.name for view in model.views if not isinstance(view, OnDemand)}
+    return tuple(sorted({model.examples.name, model.label.table.name, *views}))
+
+
+class Mill:
+    """The one writer of a workspace. ``start`` once, then ``tick`` with ever later ticks."""
+
+    def __init__(self, system: System, ports: Ports, fence: Fence) -> None:
+        self.system = system
+        self.ports = ports
+        self.state = State()
+        self._fence = fence
+        self._intake = Intake(system.sources, ports.readers, ports.lake, fence)
+        self._derivation = Derivation(ports.lake, fence)
+        self._online = OnlineState(system.views, ports.online)
+        self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
+        self._jobs: dict[str, Job] = {}
+        self._derived: set[str] = set()  # tables brought up to date by this process, with the code it runs
+
+    # Starting ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> tuple[Entry, ...]:
+        """Recover from whatever the last process left behind; return the entries that had been left out.
+
+        Raises WorkspaceError when a table in the lake was built by a declaration that gives its rows another meaning.
+        """
+        self._intake.recover()
+        self.state = fold(self.ports.journal.read(), self.state)
+        drafts = []
+        for table in self.ports.lake.tables():
+            for commit in self.ports.lake.commits(table, after=self.state.storage.get(table, 0)):
+                if commit.entry:
+                    drafts.append(Draft(commit.tick, "commit", json.loads(commit.entry), {"version": commit.version}))
+        declared = self._declared()
+        if declared != self.state.declared:
+            self._refuse_new_meaning(self.state.declared, declared)
+            tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
+            drafts.append(Draft(tick, "declare", {"declared": declared}))
+        entries = self._write(drafts)
+        self._catch_up()
+        for model in self.system.models:
+            training = self.state.model(model.name).training
+            if training is not None:
+                self._launch(model, training)
+        return entries
+
+    def _declared(self) -> dict[str, Any]:
+        """Return the parts of everything declared, for plans and for noticing a change."""
+        system = self.system
+        return {
+            "tables": {table.name: describe(table) for table in system.tables},
+            "views": {view.name: describe(view) for view in system.views if not isinstance(view, OnDemand)},
+            "models": {
+                model.name: {"recipe": recipe(model, system.policy), "judging": judging(model)}
+                for model in system.models
+            },
+            "operations": operations(system),
+        }
+
+    def _refuse_new_meaning(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        for name, parts in after["tables"].items():
+            old = before.get("tables", {}).get(name)
+            if old is None or old["kind"] != "source" or name not in self.state.rows:
+                continue
+            kept = ("reader", "checks")  # these decide which rows come, not what the rows that came mean
+            why = changes(
+                {key: value for key, value in old.items() if key not in kept},
+                {key: value for key, value in parts.items() if key not in kept},
+            )
+            if why:
+                raise WorkspaceError(
+                    f"source {name!r}: its {self.state.rows[name]:,} rows were taken in under another declaration "
+                    f"({'; '.join(why)}). Give the source a new name, or start with a new workspace folder."
+                )
+
+    def _catch_up(self) -> None:
+        """Bring online state to the journaled rows: the tail alone, or everything when it is not of this history."""
+        ticks = self.ports.journal.ticks()
+        tick = ticks[-1] if ticks else None
+        if tick is None:
+            self.ports.online.clear()
+            return
+        applied = self._online.applied()
+        names = [table.name for table in self.system.tables if table.name in self.state.rows]
+        behind = applied is not None and all(applied.next_seq.get(name, 0) <= self.state.rows[name] for name in names)
+        if applied is None or not behind or applied.journal > self.state.number:
+            frames = {name: pl.DataFrame(self.ports.lake.scan(name)) for name in names}
+            rows = {name: self.state.rows[name] for name in names}
+            self._online.rebuild(max(tick, self._newest_tick(frames)), frames, rows, self.state.number)
+            return
+        tail = {
+            name: pl.DataFrame(self.ports.lake.scan(name, since=applied.next_seq.get(name, 0)))
+            for name in names
+            if applied.next_seq.get(name, 0) < self.state.rows[name]
+        }
+        if tail or applied.journal < self.state.number:
+            newest = max(applied.tick, tick, self._newest_tick(tail))
+            self._online.apply(newest, tail, dict(self.state.rows), self.state.number)
+
+    @staticmethod
+    def _newest_tick(frames: Mapping[str, pl.DataFrame]) -> int:
+        ticks = [frame["_tick"].dt.epoch("us").max() for frame in frames.values() if frame.height]
+        return max((int(tick) for tick in ticks if isinstance(tick, int)), default=0)
+
+    # One tick ---------------------------------------------------------------------------------------------------------
+
+    def tick(self, tick: int) -> Turned:
+        """Do everything that is due at ``tick`` (microseconds, later than every tick before)."""
+        drafts: list[Draft] = []
+        fresh: dict[str, list[pl.DataFrame]] = {}
+        self._take(tick, drafts, fresh)
+        self._derive(tick, drafts, fresh)
+        self._drain(tick, drafts)
+        self._finish(tick, drafts)
+        self._look(tick, drafts)
+        answered = self._decide(tick, drafts)
+        launched = [draft.body["model"] for draft in drafts if draft.kind == "train"]
+        entries = self._write(drafts, answered=answered)
+        rows = {name: pl.concat(parts) for name, parts in fresh.items()}
+        self._online.apply(tick, rows, dict(self.state.rows), self.state.number)
+        self.ports.journal.end_tick(tick, self._fence)
+        self._trim()
+        for model in self.system.models:
+            training = self.state.model(model.name).training
+            if model.name in launched and training is not None:
+                self._launch(model, training)
+        return Turned(tick, entries, {name: frame.height for name, frame in rows.items()})
+
+    def progress(self) -> dict[str, Progress]:
+        """Return how far the trainings under way are, by model."""
+        return {name: job.progress() for name, job in self._jobs.items()}
+
+    def stop(self) -> None:
+        """Stop trainings under way; the next ``start`` takes them up again."""
+        for job in self._jobs.values():
+            job.cancel()
+        self._jobs.clear()
+
+    def _write(self, drafts: list[Draft], *, answered: tuple[str, ...] = ()) -> tuple[Entry, ...]:
+        if not drafts and not answered:
+            return ()
+        entries = self.ports.journal.append(drafts, self._fence, answered=answered)
+        self.state = fold(entries, self.state)
+        return entries
+
+    def _take(self, tick: int, drafts: list[Draft], fresh: dict[str, list[pl.DataFrame]]) -> None:
+        for source in self.system.sources:
+            history = isinstance(source.reader, Files) and source.name not in self.state.loaded
+            came = False
+            try:
+                for taken in self._intake.take(source.name, tick=tick, history=history):
+                    came = True
+                    self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
+                    fresh.setdefault(source.name, []).append(taken.rows)
+            except SourceError as error:
+                if self.state.halted.get(source.name) != str(error):
+                    drafts.append(Draft(tick, "halt", {"source": source.name, "reason": str(error)}))
+                continue
+            if source.name in self.state.halted:
+                drafts.append(Draft(tick, "resume", {"source": source.name}))
+            if came and history:
+                drafts.append(Draft(tick, "loaded", {"source": source.name}))
+
+    @staticmethod
+    def _commit(drafts: list[Draft], entry: str, version: int, tick: int) -> None:
+        drafts.append(Draft(tick, "commit", json.loads(entry), {"version": version}))
+
+    def _derive(self, tick: int, drafts: list[Draft], fresh: dict[str, list[pl.DataFrame]]) -> None:
+        for table in self.system.tables:
+            if not isinstance(table, Table):
+                continue
+            if table.name in self._derived and not any(name in fresh for name in table.inputs):
+                continue
+            history = any(bool(frame["_history"].any()) for name in table.inputs for frame in fresh.get(name, ()))
+            taken = self._derivation.update(table, tick=tick, code=of(table), history=history)
+            self._derived.add(table.name)
+            if taken is not None:
+                self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
+                fresh.setdefault(table.name, []).append(taken.rows)
+
+    def _drain(self, tick: int, drafts: list[Draft]) -> None:
+        for table, log in sorted(self.ports.logs.items()):
+            drained = ledger.drain(table, log, self.ports.lake, self._fence, tick)
+            if drained is not None:
+                self._commit(drafts, drained.commit.entry, drained.commit.version, tick)
+                for watch in self._watches.values():
+                    watch.remember(table, drained.rows)
+
+    def _trim(self) -> None:
+        for table, log in self.ports.logs.items():
+            head = self.ports.lake.head(table)
+            if head is not None and head.cursor:
+                log.trim(json.loads(head.cursor))
+
+    # Deciding ---------------------------------------------------------------------------------------------------------
+
+    def _look(self, tick: int, drafts: list[Draft]) -> None:
+        for model in self.system.models:
+            state = _with(self.state, drafts, tick).model(model.name)
+            report = self._watches[model.name].look(state, tick)
+            if report is not None:
+                drafts.append(Draft(tick, "watch", report))
+
+    def _decide(self, tick: int, drafts: list[Draft]) -> tuple[str, ...]:
+        """Draft what the policy and the requests call for; return the requests that are answered by it."""
+        answered = []
+        by_hand: dict[str, list[Any]] = {}
+        for request in self.ports.journal.requests():
+            if request.kind == "retrain":
+                by_hand.setdefault(request.body["model"], []).append(request)
+                continue
+            answered.append(request.id)
+            drafts.append(self._point(request.body, tick, _with(self.state, drafts, tick)))
+        for model in self.system.models:
+            asked = by_hand.pop(model.name, [])
+            state = _with(self.state, drafts, tick).model(model.name)
+            decision = self._weigh(model, state, tick, asked[0].body["reason"] if asked else None)
+            if decision.kind == "train":
+                drafts.append(self._order(model, state, tick, decision, drafts))
+                answered += [request.id for request in asked]
+        answered += [request.id for requests in by_hand.values() for request in requests]  # models no longer declared
+        return tuple(answered)
+
+    def _point(self, body: Mapping[str, Any], tick: int, state: State) -> Draft:
+        """Draft the pointing of an alias at an older version, as somebody asked."""
+        model = state.model(body["model"])
+        version = model.resolve(str(body["version"]))
+        return Draft(
+            tick,
+            "alias",
+            {
+                "model": body["model"],
+                "alias": body["alias"],
+                "version": version.number,
+                "previous": model.aliases.get(body["alias"]),
+                "reasons": [f"asked for by hand: {body['reason']}"],
+            },
+        )
+
+    def _weigh(self, model: Model, state: ModelState, tick: int, by_hand: str | None) -> Decision:
+        watched = (
+            state.watched if state.watched_at is not None and state.watched_at >= (state.last_started or 0) else None
+        )
+        situation = Situation(
+            now=tick,
+            last_started=state.last_started,
+            in_flight=state.training is not None,
+            new_mature_rows=1,
+            drift=bool(watched and (watched["drift"] or {}).get("drifted")),
+            drop=bool(watched and (watched["performance"] or {}).get("drop")),
+            by_hand=by_hand,
+        )
+        decision = decide(self.system.policy, situation)
+        if decision.kind == "none":
+            return decision
+        # Something calls for a training: now it pays to count what has matured.
+        return decide(self.system.policy, replace(situation, new_mature_rows=self._matured(model, state, tick)))
+
+    def _matured(self, model: Model, state: ModelState, tick: int) -> int:
+        """Return how many examples matured since the last training started, or at all when there was none."""
+        if model.examples.name not in self.state.rows and self.ports.lake.head(model.examples.name) is None:
+            return 0
+        if self.ports.lake.head(model.label.table.name) is None and model.label.otherwise is None:
+            return 0
+        rows = pl.DataFrame(self.ports.lake.scan(model.examples.name))
+        found, _ = examples(model, rows, tick + 1)
+        asked = found[ASKED_AT].dt.epoch("us")
+        ripe = asked + (model.label.within + model.label.settle)
+        since = state.last_started if state.last_started is not None else -(2**62)
+        return int(((ripe >= since) & (ripe < tick + 1)).sum())
+
+    def _order(self, model: Model, state: ModelState, tick: int, decision: Decision, drafts: list[Draft]) -> Draft:
+        """Draft the start of a training: what it reads, and when it takes effect."""
+        policy = self.system.policy
+        own = recipe_fingerprint(model, policy)
+        champion = state.version(state.aliases["champion"]) if "champion" in state.aliases else None
+        case: Case = "first" if champion is None else "refresh" if champion.recipe == own else "changed"
+        rows = _with(self.state, drafts, tick).rows
+        next_seq = {name: rows.get(name, 0) for name in tables_of(model)}
+        rival = champion.training if champion is not None else None
+        training = fingerprint(own, judging(model), tick, next_seq, rival)[:16]
+        body = {
+            "model": model.name,
+            "training": training,
+            "recipe": own,
+            "case": case,
+            "reasons": list(decision.reasons),
+            "as_of": tick + 1,
+            "ready": tick + policy.takes,
+            "next_seq": next_seq,
+            "rival": rival,
+        }
+        return Draft(tick, "train", body)
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def _launch(self, model: Model, training: Training) -> None:
+        if self.ports.journal.step(training.id) is not None:
+            return  # a known fingerprint is not computed again
+        order = Order(
+            model.name,
+            training.id,
+            training.case,
+            training.as_of,
+            self.system.policy.window,
+            training.next_seq,
+            training.rival,
+        )
+        self._jobs[model.name] = self.ports.executor.submit("train", asdict(order))
+
+    def _finish(self, tick: int, drafts: list[Draft]) -> None:
+        """Draft the outcome of every training that takes effect by now, waiting for it if it is not done."""
+        for model in self.system.models:
+            training = self.state.model(model.name).training
+            if training is None or tick < training.ready:
+                continue
+            try:
+                result = self._result(model, training)
+            except TrainingError as error:
+                reason = str(error).splitlines()[0]
+                drafts.append(
+                    Draft(
+                        tick,
+                        "fail",
+                        {"model": model.name, "training": training.id, "reason": reason},
+                        {"error": str(error)},
+                    )
+                )
+                continue
+            drafts += _outcome(self.state.model(model.name), training, result, tick)
+
+    def _result(self, model: Model, training: Training) -> dict[str, Any]:
+        known = self.ports.journal.step(training.id)
+        if known is None:
+            if model.name not in self._jobs:
+                self._launch(model, training)
+            known = self._jobs[model.name].result()
+            self.ports.journal.record_step(training.id, known, self._fence)
+        self._jobs.pop(model.name, None)
+        return known
+
+
+def _with(state: State, drafts: list[Draft], tick: int) -> State:
+    """Return ``state`` as it will be once ``drafts`` are written."""
+    number = state.number
+    return fold(
+        (Entry(number + i, tick, draft.kind, draft.body, draft.meta) for i, draft in enumerate(drafts, 1)), state
+    )
+
+
+def _outcome(state: ModelState, training: Training, result: Mapping[str, Any], tick: int) -> list[Draft]:
+    """Return the entries that a finished training makes: the judgement, and when it passed a version and its promotion."""
+    judged = result["judged"]
+    head = {"model": training.model, "training": training.id}
+    drafts = [Draft(tick, "judge", {**head, "judged": judged})]
+    if judged["verdict"]["outcome"] != "pass":
+        return drafts
+    number = len(state.versions) + 1
+    made = {**head, "version": number, "recipe": training.recipe, "as_of": training.as_of}
+    pointed = {
+        "model": training.model,
+        "alias": "champion",
+        "version": number,
+        "previous": state.aliases.get("champion"),
+        "reasons": judged["verdict"]["reasons"],
+    }
+    return [*drafts, Draft(tick, "version", made), Draft(tick, "alias", pointed)]

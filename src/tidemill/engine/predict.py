@@ -1,0 +1,139 @@
+"""Predictors, and the one way to answer a question: look features up, predict, remember.
+
+The server, the batch and the backtest answer through ``Answerer``, so what is rehearsed is what is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from tidemill.base.errors import RequestError
+from tidemill.base.hashing import fingerprint
+from tidemill.engine.encode import Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A fitted estimator with the encoding of its input."""
+
+    encoding: Encoding
+    estimator: Any
+
+    def predict(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
+        """Return one float64 a row for ``features`` (columns of the model, any number of rows).
+
+        The probability of the second of two classes, the value of a regression, or for more classes an array (rows,
+        classes) of probabilities.
+        """
+        frame = self.encoding.frame(features)
+        if not self.encoding.classes:
+            return np.asarray(self.estimator.predict(frame), dtype=np.float64)
+        probabilities = np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
+        return probabilities[:, 1] if len(self.encoding.classes) == 2 else probabilities
+
+
+class Features(Protocol):
+    """Looks features up as of what has been applied."""
+
+    def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Any]:
+        """Return the model's columns for ``requests``, in their order, and what had been applied."""
+        ...
+
+
+class Logged(msgspec.Struct, frozen=True, kw_only=True):
+    """One prediction as it is logged: everything that is needed to trace it and to compute it again.
+
+    ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
+    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``.
+    """
+
+    id: str
+    model: str
+    version: int
+    route: str
+    asked: int
+    journal: int
+    applied: dict[str, int]
+    key: list[Any]
+    request: dict[str, Any]
+    features: dict[str, Any]
+    prediction: float | list[float]
+
+
+@dataclass(slots=True)
+class Answerer:
+    """Answers questions to one model version.
+
+    ``keep`` takes each logged prediction as JSON, before the answer goes out. ``name`` and ``version`` are stated in
+    every answer; ``key`` names the key columns of a request.
+    """
+
+    name: str
+    version: int
+    key: tuple[str, ...]
+    lookup: Features
+    predictor: Predictor
+    keep: Callable[[Sequence[Logged]], None]
+
+    def answer(self, requests: pl.DataFrame, *, nonces: Sequence[str], route: str = "champion") -> list[Logged]:
+        """Return one prediction a row of ``requests`` (the model's request columns), in order.
+
+        ``nonces`` tell apart two questions about one key at one moment; the prediction's id hashes model, key, t and
+        nonce. Raises RequestError, having kept nothing, when the rows' values are such that a feature cannot be
+        computed, the estimator refuses them, or a prediction is not finite.
+        """
+        try:
+            features, applied = self.lookup.features(requests)
+        except pl.exceptions.PolarsError as error:
+            raise RequestError(f"The features cannot be computed from these rows: {_first_line(error)}") from error
+        try:
+            predicted = self.predictor.predict(features)
+        except ValueError as error:
+            raise RequestError(f"The model cannot take the features of these rows: {_first_line(error)}") from error
+        if not np.isfinite(predicted).all():
+            raise RequestError("The model gives no finite prediction for these rows.")
+        predictions = predicted.tolist()
+        sequences = dict(applied.next_seq)
+        answers = [
+            Logged(
+                id=fingerprint(self.name, [str(row[column]) for column in self.key], applied.t, nonce)[:24],
+                model=self.name,
+                version=self.version,
+                route=route,
+                asked=applied.t,
+                journal=applied.journal,
+                applied=sequences,
+                key=[row[column] for column in self.key],
+                request=row,
+                features=values,
+                prediction=prediction,
+            )
+            for row, values, prediction, nonce in zip(
+                plain(requests).iter_rows(named=True),
+                plain(features).iter_rows(named=True),
+                predictions,
+                nonces,
+                strict=True,
+            )
+        ]
+        self.keep(answers)
+        return answers
+
+
+def plain(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return ``frame`` with times as microseconds since the epoch and categories as text: what JSON can carry."""
+    return frame.with_columns(
+        pl.col(name).dt.epoch("us") if isinstance(dtype, pl.Datetime) else pl.col(name).cast(pl.String)
+        for name, dtype in frame.schema.items()
+        if isinstance(dtype, pl.Datetime | pl.Enum) or dtype == pl.Categorical
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,134 @@
+"""What every online store must do. A test class inherits ``OnlineSuite`` and says how to open one."""
+
+# ruff: noqa: D102  # the name of a test says what it holds
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidemill.base.errors import TidemillError
+from tidemill.ports.online import Change, Online
+
+_CHANGES = st.lists(
+    st.builds(
+        Change,
+        st.sampled_from(["a", "ab", "plane"]),
+        st.binary(max_size=3) | st.sampled_from([b"\xff" * 500, b"\0" * 9]),
+        st.none() | st.binary(max_size=4),
+    ),
+    max_size=6,
+)
+
+
+class OnlineSuite:
+    """Inherit as ``class TestX(OnlineSuite)`` and define ``open``."""
+
+    def open(self, directory: Path) -> Online:
+        """Return an empty store that belongs to ``directory``."""
+        raise NotImplementedError
+
+    def test_a_new_store_is_empty(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        with online.snapshot() as snapshot:
+            assert snapshot.mark() is None
+            assert snapshot.get("plane", b"n1") is None
+            assert list(snapshot.items("plane")) == []
+        online.close()
+        online.close()
+
+    def test_the_last_change_of_a_key_wins(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"k", b"1"), Change("s", b"k", b"2"), Change("s", b"gone", b"x")], b"m1")
+        online.apply([Change("s", b"gone", None), Change("s", b"never", None), Change("s", b"empty", b"")], b"m2")
+        with online.snapshot() as snapshot:
+            assert snapshot.get("s", b"k") == b"2"
+            assert snapshot.get("s", b"gone") is None
+            assert snapshot.get("s", b"empty") == b""
+            assert list(snapshot.items("s")) == [(b"empty", b""), (b"k", b"2")]
+            assert snapshot.mark() == b"m2"
+        online.close()
+
+    def test_spaces_do_not_touch(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        changes = [
+            Change("a", b"bc", b"1"),
+            Change("ab", b"c", b"2"),
+            Change("a", b"", b"3"),
+            Change("mark", b"", b"4"),
+        ]
+        online.apply(changes, b"mark")
+        with online.snapshot() as snapshot:
+            assert list(snapshot.items("a")) == [(b"", b"3"), (b"bc", b"1")]
+            assert list(snapshot.items("ab")) == [(b"c", b"2")]
+            assert list(snapshot.items("mark")) == [(b"", b"4")]
+            assert snapshot.get("abc", b"") is None
+            assert snapshot.mark() == b"mark"
+        online.close()
+
+    def test_a_snapshot_does_not_move(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"a", b"1"), Change("s", b"b", b"1")], b"m1")
+        with online.snapshot() as before:
+            pairs = iter(before.items("s"))
+            assert next(iter(pairs)) == (b"a", b"1")
+            online.apply([Change("s", b"a", b"2"), Change("s", b"b", None), Change("s", b"c", b"2")], b"m2")
+            assert list(pairs) == [(b"b", b"1")]
+            assert before.get("s", b"a") == b"1"
+            assert before.get("s", b"c") is None
+            assert before.mark() == b"m1"
+            with online.snapshot() as after:
+                assert list(after.items("s")) == [(b"a", b"2"), (b"c", b"2")]
+                assert after.mark() == b"m2"
+        online.close()
+
+    def test_a_key_that_is_too_long_stops_the_whole_batch(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"k" * 500, b"1")], b"m1")
+        with pytest.raises(TidemillError, match="500 bytes"):
+            online.apply([Change("s", b"a", b"1"), Change("s", b"k" * 501, b"1")], b"m2")
+        with online.snapshot() as snapshot:
+            assert list(snapshot.items("s")) == [(b"k" * 500, b"1")]
+            assert snapshot.get("s", b"k" * 501) is None
+            assert snapshot.mark() == b"m1"
+        online.close()
+
+    def test_clear_forgets_everything(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"k", b"1"), Change("t", b"k", b"1")], b"m1")
+        online.clear()
+        with online.snapshot() as snapshot:
+            assert list(snapshot.items("s")) == []
+            assert snapshot.get("t", b"k") is None
+            assert snapshot.mark() is None
+        online.apply([], b"m2")
+        with online.snapshot() as snapshot:
+            assert snapshot.mark() == b"m2"
+        online.close()
+
+    def test_it_is_a_dictionary(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+
+        # An inner function, because hypothesis objects to one test shared by several classes.
+        @settings(deadline=None, max_examples=25)
+        @given(batches=st.lists(_CHANGES, max_size=4))
+        def check(batches: list[list[Change]]) -> None:
+            online.clear()
+            expected: dict[str, dict[bytes, bytes]] = {"a": {}, "ab": {}, "plane": {}}
+            for number, batch in enumerate(batches):
+                online.apply(batch, str(number).encode())
+                for change in batch:
+                    if change.value is None:
+                        expected[change.space].pop(change.key, None)
+                    else:
+                        expected[change.space][change.key] = change.value
+            with online.snapshot() as snapshot:
+                assert snapshot.mark() == (str(len(batches) - 1).encode() if batches else None)
+                for space, pairs in expected.items():
+                    assert list(snapshot.items(space)) == sorted(pairs.items())
+                    assert all(snapshot.get(space, key) == value for key, value in pairs.items())
+
+        check()
+        online.close()

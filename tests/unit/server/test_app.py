@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tidemill as tm
+from tidemill.server.app import INLINE, App, Limits
+
+ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
+
+
+class Fixed:
+    """A classifier that gives every row the same probability of the second class."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def predict_proba(self, frame: Any) -> Any:
+        return np.tile([1.0 - self.probability, self.probability], (frame.height, 1))
+
+
+class Broken:
+    def predict_proba(self, frame: Any) -> Any:
+        raise KeyError("a secret inside")
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+async def ask(
+    app: App,
+    method: str,
+    path: str,
+    body: Any = b"",
+    *,
+    headers: dict[str, str] | None = None,
+    messages: Iterable[dict[str, Any]] | None = None,
+    announce: int | None = None,
+) -> Reply | None:
+    """Send one request through ASGI; None when the application sent nothing (the client had gone)."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = {"content-length": str(len(content) if announce is None else announce), **(headers or {})}
+    incoming = iter(messages if messages is not None else [{"type": "http.request", "body": content}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        for message in incoming:
+            return message
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    encoded = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await app({"type": "http", "method": method, "path": path, "headers": encoded}, receive, send)
+    if not sent:
+        return None
+    start, end = sent
+    answered = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert int(answered["content-length"]) == len(end["body"])
+    return Reply(start["status"], answered, end["body"])
+
+
+def get(app: App, path: str) -> Reply:
+    reply = asyncio.run(ask(app, "GET", path))
+    assert reply is not None
+    return reply
+
+
+def post(app: App, path: str, body: Any, **options: Any) -> Reply:
+    reply = asyncio.run(ask(app, "POST", path, body, **options))
+    assert reply is not None
+    return reply
+
+
+@asynccontextmanager
+async def running(app: App) -> AsyncIterator[None]:
+    """Run the application's life around the block."""
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    outbox: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.ensure_future(app({"type": "lifespan"}, inbox.get, outbox.put))
+    await inbox.put({"type": "lifespan.startup"})
+    assert (await outbox.get())["type"] == "lifespan.startup.complete"
+    yield
+    await inbox.put({"type": "lifespan.shutdown"})
+    assert (await outbox.get())["type"] == "lifespan.shutdown.complete"
+    await task
+
+
+@pytest.fixture
+def app(stage: Any) -> App:
+    return App(stage.serving)
+
+
+def test_a_prediction(app: App, stage: Any) -> None:
+    reply = post(app, "/v1/models/risk/predict", ROW)
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    (answer,) = reply.json["predictions"]
+    assert reply.json["model"] == "risk"
+    assert answer == {
+        "id": stage.predictions()[0].id,
+        "prediction": 0.25,
+        "version": 1,
+        "route": "champion",
+        "asked": "1970-01-01T00:00:01.000001Z",
+    }
+    many = post(app, "/v1/models/cost/predict", {"rows": [{"id": "a", "x": 1, "n": 2}, {"id": "b", "x": 2, "n": 2}]})
+    assert [each["prediction"] for each in many.json["predictions"]] == [3.0, 4.0]
+
+
+def test_a_large_batch_is_answered_off_the_event_loop(app: App, stage: Any) -> None:
+    rows = [{**ROW, "id": f"{i:020}"} for i in range(1000)]
+    assert len(json.dumps(rows)) > INLINE
+    reply = post(app, "/v1/models/risk/predict", {"rows": rows})
+    assert [each["id"] for each in reply.json["predictions"]] == [each.id for each in stage.predictions()]
+    assert [each.key for each in stage.predictions()] == [[row["id"]] for row in rows]
+
+
+def test_the_request_id_makes_ids_repeatable(app: App) -> None:
+    def id(name: str) -> Any:
+        reply = post(app, "/v1/models/risk/predict", ROW, headers={"X-Request-Id": name})
+        return reply.json["predictions"][0]["id"]
+
+    assert id("one") == id("one") != id("two")
+    refused = post(app, "/v1/models/risk/predict", ROW, headers={"X-Request-Id": "a b"})
+    assert (refused.status, refused.json["error"]["field"]) == (400, "X-Request-Id")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "field", "reason"),
+    [
+        ("POST", "/v1/models/risk/predict", {**ROW, "x": "1"}, 400, "x", "Expected a number, got text."),
+        ("POST", "/v1/models/risk/predict", b"{", 400, None, "not JSON"),
+        ("POST", "/v1/models/rsik/predict", ROW, 404, None, "Did you mean 'risk'?"),
+        ("POST", "/v1/models/risk/predicts", ROW, 404, None, "There is no route"),
+        ("GET", "/v1/modelz", b"", 404, None, "Did you mean '/v1/models'?"),
+        ("GET", "/", b"", 404, None, "There is no route '/'."),
+        ("GET", "/v1/models/risk/predict", b"", 405, None, "takes POST, not GET"),
+        ("POST", "/v1/health", b"", 405, None, "takes GET, not POST"),
+        ("GET", "/v1/models/rsik", b"", 404, None, "Did you mean 'risk'?"),
+        ("POST", "/v1/tables/results", {"rows": [{"id": "a"}]}, 400, "source", "another reader"),
+        ("POST", "/v1/tables/thing", {"rows": [{"id": "a"}]}, 404, None, "Did you mean 'things'?"),
+        ("POST", "/v1/tables/things", {"rows": []}, 400, "rows", "no rows"),
+        ("POST", "/v1/feedback", {"model": "risk"}, 400, "value", "Missing field."),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said(
+    app: App, method: str, path: str, body: Any, status: int, field: str | None, reason: str
+) -> None:
+    reply = asyncio.run(ask(app, method, path, body))
+    assert reply is not None
+    assert reply.status == status
+    assert reply.json["error"]["field"] == field
+    assert reason in reply.json["error"]["reason"]
+
+
+def test_feedback_and_pushed_rows_are_accepted_once_written(app: App, stage: Any) -> None:
+    value = {"model": "risk", "prediction": "abc", "value": True}
+    replies = [post(app, "/v1/feedback", value, headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert [reply.status for reply in replies] == [202, 202]
+    assert replies[0].json == replies[1].json == {"feedback": stage.feedback()[0]["id"]}
+    pushed = post(app, "/v1/tables/things", {"rows": [{"id": "a"}]}, headers={"Idempotency-Key": "p"})
+    assert (pushed.status, pushed.json) == (202, {"rows": 1})
+    assert stage.records("things")[0]["idempotency_key"] == "p"
+
+
+def test_a_body_that_is_too_large_is_refused_unread(stage: Any) -> None:
+    app = App(stage.serving, Limits(body=100))
+    announced = post(app, "/v1/models/risk/predict", b"", announce=101, messages=[])
+    assert (announced.status, announced.headers["connection"]) == (413, "close")
+    chunk = {"type": "http.request", "body": b" " * 60, "more_body": True}
+    streamed = post(app, "/v1/models/risk/predict", b"", announce=0, messages=[chunk] * 2)
+    assert streamed.status == 413
+    assert "larger than 100 bytes" in streamed.json["error"]["reason"]
+
+
+def test_a_body_that_does_not_come_is_given_up(stage: Any) -> None:
+    app = App(stage.serving, Limits(patience=0.01))
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    assert post(app, "/v1/models/risk/predict", b"", messages=[part]).status == 408
+
+
+def test_a_body_in_parts_is_put_together(app: App) -> None:
+    content = json.dumps(ROW).encode()
+    parts = [{"type": "http.request", "body": content[i : i + 7], "more_body": True} for i in range(0, len(content), 7)]
+    whole = [*parts, {"type": "http.request", "body": b"", "more_body": False}]
+    assert post(app, "/v1/models/risk/predict", b"", messages=whole).status == 200
+
+
+def test_a_client_that_went_away_gets_nothing(app: App, stage: Any) -> None:
+    assert asyncio.run(ask(app, "POST", "/v1/models/risk/predict", messages=[{"type": "http.disconnect"}])) is None
+    assert stage.predictions() == []
+
+
+def test_more_than_can_be_worked_on_is_refused(stage: Any) -> None:
+    async def scenario() -> tuple[Reply | None, Reply | None, Reply | None]:
+        app = App(stage.serving, Limits(in_flight=1, patience=0.05))
+        part = {"type": "http.request", "body": b"{", "more_body": True}
+        first = asyncio.ensure_future(ask(app, "POST", "/v1/models/risk/predict", messages=[part]))
+        await asyncio.sleep(0)
+        second = await ask(app, "POST", "/v1/models/risk/predict", ROW)
+        await first
+        return second, await ask(app, "GET", "/v1/health"), await ask(app, "POST", "/v1/models/risk/predict", ROW)
+
+    second, health, third = asyncio.run(scenario())
+    assert second is not None
+    assert health is not None
+    assert third is not None
+    assert (second.status, second.headers["retry-after"]) == (503, "1")
+    assert (health.status, third.status) == (200, 200)
+
+
+def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) -> None:
+    stage = make_stage(tm.Endpoint(durability="sync"))
+    stage.made("risk", 1, Fixed(0.5))
+    stage.point("risk", 1)
+    stage.apply(0)
+    stage.serving.refresh()
+    app = App(stage.serving)
+    on_disk: list[Future[None]] = []
+
+    def append(payload: bytes) -> Future[None]:
+        on_disk.append(Future())
+        return on_disk[-1]
+
+    stage.serving._predictions.append = append
+
+    async def scenario() -> bool:
+        asked = asyncio.ensure_future(ask(app, "POST", "/v1/models/risk/predict", {"rows": [ROW, ROW]}))
+        await asyncio.sleep(0.01)
+        on_disk[0].set_result(None)
+        await asyncio.sleep(0.01)
+        waited = not asked.done()
+        on_disk[1].set_result(None)
+        reply = await asked
+        return waited and reply is not None and reply.status == 200
+
+    assert asyncio.run(scenario())
+
+
+def test_before_a_champion_there_is_503_and_when_to_come_back(make_stage: Callable[..., Any]) -> None:
+    stage = make_stage()
+    app = App(stage.serving)
+    for reply in (post(app, "/v1/models/risk/predict", ROW), get(app, "/v1/ready")):
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "no champion yet" in post(app, "/v1/models/risk/predict", ROW).json["error"]["reason"]
+    assert get(app, "/v1/ready").json["error"]["reason"] == "The online state is not built yet."
+    health = get(app, "/v1/health")
+    assert (health.status, health.json["watermark"]) == (200, None)
+    assert get(app, "/v1/models").json["models"][0]["champion"] is None
+
+
+def test_health_readiness_and_models(app: App, stage: Any) -> None:
+    assert get(app, "/v1/ready").json == {"ready": True}
+    health = get(app, "/v1/health").json
+    assert health["journal"] == stage.journal.last() == 4
+    assert (health["watermark"], health["champions"]) == ("1970-01-01T00:00:01.000001Z", {"risk": 1, "cost": 1})
+    risk = get(app, "/v1/models/risk").json
+    assert risk["champion"] == {"version": 1, "training": "risk-1"}
+    assert risk["columns"] == {
+        "id": "String",
+        "x": "Float64",
+        "n": "Int64",
+        "ok": "Boolean",
+        "at": "Datetime(time_unit='us', time_zone='UTC')",
+    }
+    assert get(app, "/v1/models").json["models"][0] == risk
+
+
+def test_metrics_count_what_happened(app: App) -> None:
+    post(app, "/v1/models/risk/predict", {"rows": [ROW, ROW]})
+    post(app, "/v1/models/nothing/predict", ROW)
+    get(app, "/no/such/place")
+    reply = get(app, "/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    lines = reply.body.decode().splitlines()
+    for line in (
+        'tidemill_requests_total{route="/v1/models/{model}/predict",code="200"} 1',
+        'tidemill_requests_total{route="/v1/models/{model}/predict",code="404"} 1',
+        'tidemill_requests_total{route="unknown",code="404"} 1',
+        'tidemill_predictions_total{model="risk",version="1"} 2',
+        'tidemill_request_seconds_count{route="/v1/models/{model}/predict"} 2',
+        'tidemill_request_seconds_bucket{route="/v1/models/{model}/predict",le="+Inf"} 2',
+        "tidemill_journal_applied 4",
+        "tidemill_watermark_seconds 1.000001",
+    ):
+        assert line in lines
+
+
+def test_an_unexpected_error_shows_an_id_and_nothing_else(
+    app: App, stage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage.made("risk", 2, Broken())
+    stage.point("risk", 2)
+    stage.serving.refresh()
+    reply = post(app, "/v1/models/risk/predict", ROW)
+    assert reply.status == 500
+    assert b"secret" not in reply.body
+    (line,) = capsys.readouterr().err.splitlines()
+    logged = json.loads(line)
+    assert logged["id"] == reply.json["error"]["id"]
+    assert "a secret inside" in logged["trace"]
+
+
+def test_champions_swap_under_load_without_a_failed_request(stage: Any) -> None:
+    """1,000 requests while the champion changes 100 times: each answer is of the version it names."""
+    swaps, requests = 100, 1_000
+    for version in range(2, swaps + 2):
+        stage.made("risk", version, Fixed(version / 1000))
+    app = App(stage.serving, Limits(poll=0.0))
+    expected = {1: 0.25, **{version: version / 1000 for version in range(2, swaps + 2)}}
+
+    async def swap() -> None:
+        # Back and forth: a promotion, and now and then a rollback.
+        for version in range(2, swaps + 2):
+            stage.point("risk", version if version % 5 else version - 3)
+            while stage.serving.applied < stage.journal.last():
+                await asyncio.sleep(0)
+
+    async def scenario() -> list[Any]:
+        answers: list[Any] = []
+
+        async def client(asks: Callable[[], Awaitable[Reply | None]]) -> None:
+            while len(answers) < requests or not swapping.done():
+                answers.append(await asks())
+                await asyncio.sleep(0)
+
+        async with running(app):
+            swapping = asyncio.ensure_future(swap())
+            batch = {"rows": [{**ROW, "id": f"{i:030}"} for i in range(300)]}
+            clients = [
+                *(client(lambda: ask(app, "POST", "/v1/models/risk/predict", ROW)) for _ in range(3)),
+                client(lambda: ask(app, "POST", "/v1/models/risk/predict", batch)),
+            ]
+            await asyncio.gather(*clients)
+            await swapping
+        return answers
+
+    answers = asyncio.run(scenario())
+    assert len(answers) >= requests
+    assert {reply.status for reply in answers} == {200}
+    seen = set()
+    for reply in answers:
+        for answer in reply.json["predictions"]:
+            assert answer["prediction"] == pytest.approx(expected[answer["version"]], abs=0)
+            seen.add(answer["version"])
+        assert len({answer["version"] for answer in reply.json["predictions"]}) == 1
+    assert len(seen) > swaps / 2
+
+
+def test_the_journal_is_followed_from_startup_to_shutdown(stage: Any) -> None:
+    async def scenario() -> None:
+        app = App(stage.serving, Limits(poll=0.001))
+        async with running(app):
+            stage.made("risk", 2, Fixed(0.5))
+            entry = stage.point("risk", 2)
+            while stage.serving.applied < entry.number:
+                await asyncio.sleep(0.001)
+            reply = await ask(app, "POST", "/v1/models/risk/predict", ROW)
+        assert reply is not None
+        assert reply.json["predictions"][0]["version"] == 2
+
+    asyncio.run(scenario())
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["risk", "cost", "a"]),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.sampled_from(["rows", "model", "prediction", "key", "value", *ROW]) | st.text(), inner)
+    ),
+    max_leaves=25,
+)
+almost = st.fixed_dictionaries(dict.fromkeys(ROW, values)) | st.sampled_from([ROW]).flatmap(
+    lambda row: st.tuples(st.sampled_from(list(row)), values).map(lambda pair: {**row, pair[0]: pair[1]})
+)
+bodies = st.binary() | (values | almost | almost.map(lambda row: {"rows": [ROW, row]})).map(
+    lambda value: json.dumps(value).encode()
+)
+paths = st.sampled_from(
+    ["/v1/models/risk/predict", "/v1/models/cost/predict", "/v1/feedback", "/v1/tables/things", "/v1/models/*/predict"]
+) | st.text().map(lambda text: "/" + text)
+
+
+@given(paths, bodies, st.sampled_from(["POST", "GET", "DELETE"]), st.text(st.characters(codec="latin-1")))
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_request_makes_the_server_fail(app: App, path: str, body: bytes, method: str, token: str) -> None:
+    reply = asyncio.run(ask(app, method, path, body, headers={"X-Request-Id": token, "Idempotency-Key": token}))
+    assert reply is not None
+    assert reply.status < 500
+    if reply.status >= 400:
+        assert set(reply.json["error"]) == {"field", "reason"}
