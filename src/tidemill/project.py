@@ -200,9 +200,10 @@ class Project:
 
     def readers(self) -> dict[str, Reader]:
         """Return a reader for every source."""
-        return {source.name: self._reader(source) for source in self.system.sources}
+        return {source.name: self.reader(source) for source in self.system.sources}
 
-    def _reader(self, source: Source) -> Reader:
+    def reader(self, source: Source) -> Reader:
+        """Return the reader of ``source``."""
         reader: Reader
         match source.reader:
             case Files(pattern):
@@ -212,6 +213,20 @@ class Project:
             case rows:
                 reader = adapter("reader", "rows")(rows.function)
         return reader
+
+    def pending(self, source: Source) -> int | None:
+        """Return how many files (for pushes: rows) wait to be taken in; None for rows of a function, which are not asked."""
+        head = self.workspace.lake.head(source.name) if self.workspace.exists else None
+        cursor = head.cursor if head else None
+        match source.reader:
+            case Files(pattern):
+                waiting: int = adapter("reader", "files")(pattern, self.path.parent).pending(cursor)
+                return waiting
+            case Push():
+                if not (self.workspace.root / "log" / f"push-{source.name}").exists():
+                    return 0  # opening a log would make it
+                return sum(batch.rows.num_rows for batch in self.reader(source).poll(cursor))
+        return None
 
     def mill(self, fence: Fence) -> Mill:
         """Return the mill over this workspace, for the holder of the lease."""

@@ -154,7 +154,7 @@ def _run(root: Path, seed: int, *, upkeep: bool) -> NoReturn:
 
 @contextmanager
 def dying_at(point: int) -> Iterator[None]:
-    """Kill this process at the ``point``-th step from here: each begins or ends a sync or the publishing of a version."""
+    """Kill this process at the ``point``-th step from here: it begins or ends a sync or a publishing."""
     fsync, publish = os.fsync, LanceLake._publish
     steps = itertools.count()
 

@@ -82,6 +82,16 @@ class FileReader:
                     f"{name} cannot be read: {error}. Mend its access rights, or take it away."
                 ) from error
 
+    def pending(self, cursor: str | None) -> int:
+        """Return how many files are new or have grown since ``cursor``, without reading them."""
+        state: dict[str, list[Any]] = json.loads(cursor) if cursor else {}
+        sizes = {
+            path.relative_to(self._root).as_posix(): path.stat().st_size
+            for path in self._root.glob(self._pattern)
+            if path.is_file()
+        }
+        return sum(size > state.get(name, [0])[0] for name, size in sizes.items())
+
     # Text ---------------------------------------------------------------------------------------------------------
 
     def _text(self, name: str, path: Path, state: dict[str, list[Any]]) -> Iterator[Batch]:

@@ -16,9 +16,8 @@ from typing import Any
 import lmdb
 
 from tidemill.base.errors import TidemillError, WorkspaceError
-from tidemill.ports.online import Change
+from tidemill.ports.online import MAX_KEY, Change
 
-MAX_KEY = 500  # bytes; LMDB takes 511, of which the space needs 8
 _MARK = b"mark"  # shorter than any stored key, so no key of a space equals it
 _READERS = 1024  # open snapshots in all processes together
 _PATIENCE = 10.0  # seconds that growing waits for this process's snapshots to close

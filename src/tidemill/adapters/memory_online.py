@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tidemill.ports.online import Change
+from tidemill.base.errors import TidemillError
+from tidemill.ports.online import MAX_KEY, Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,13 @@ class MemoryOnline:
         yield self._current
 
     def apply(self, changes: Sequence[Change], mark: bytes) -> None:
-        """Apply ``changes`` in order and set the mark."""
+        """Apply ``changes`` in order and set the mark. Raises TidemillError, having changed nothing, on a long key."""
+        for change in changes:
+            if len(change.key) > MAX_KEY:
+                raise TidemillError(
+                    f"Online state takes keys of at most {MAX_KEY} bytes; one in {change.space!r} has "
+                    f"{len(change.key)}. Use a shorter key column."
+                )
         with self._lock:
             spaces = dict(self._current.spaces)
             changed = {name: dict(spaces.get(name, {})) for name in {change.space for change in changes}}

@@ -45,13 +45,29 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "resume":
             return [("green", f"source {body['source']} is read again")]
         case "watch":
-            alarms = []
-            if body["drift"] and body["drift"]["drifted"]:
-                alarms.append(("yellow", f"{body['model']}: drift: {body['drift']['reason']}"))
-            if body["performance"] and body["performance"]["drop"]:
-                alarms.append(("yellow", f"{body['model']}: quality dropped: {body['performance']['reason']}"))
-            return alarms
+            return _alarms(body)
     return []
+
+
+def _alarms(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a report raised or cleared; reports that only repeat the last say nothing."""
+    said = []
+    drifted = [name for name in body["raised"] if name != "performance"]
+    if drifted:
+        psi = {shift["feature"]: shift["psi"] for shift in body["drift"]["shifts"]}
+        worst = sorted(drifted, key=lambda name: -psi[name])
+        named = ", ".join(f"{_spoken(name)} (PSI {psi[name]:.2f})" for name in worst[:3])
+        more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
+        said.append(("yellow", f"{body['model']}: drift: {named}{more}"))
+    if "performance" in body["raised"]:
+        said.append(("yellow", f"{body['model']}: quality dropped: {body['performance']['reason']}"))
+    if "performance" in body["cleared"]:
+        said.append(("green", f"{body['model']}: quality is back within its margin"))
+    return said
+
+
+def _spoken(feature: str) -> str:
+    return "the prediction" if feature == "_prediction" else feature
 
 
 def sentence(entry: Entry) -> str:

@@ -168,7 +168,7 @@ def by_row(table: Table, versions: pl.DataFrame) -> pl.DataFrame:
         do = "Give it one input and that input's key, or leave out rows=True."
         raise _wrong(where, "rows=True needs one input, and the key of that input.", do)
     # f sees each key once at a time, so that its rows can be told apart by key: all first versions, then all second …
-    layer = versions.with_columns(pl.int_range(pl.len()).over(table.key).alias(".layer"))
+    layer = versions.with_columns(pl.int_range(pl.len()).over(list(table.key)).alias(".layer"))
     parts = []
     stamps = [*table.key, KNOWN_AT, SEQ, TOMBSTONE, HISTORY]
     for rows in layer.partition_by(".layer", maintain_order=True, include_key=False) or [versions]:

@@ -32,6 +32,7 @@ from tidemill.spec.model import Model
 Array = npt.NDArray[Any]
 TableView = Aggregation | Latest
 
+_TICKED = 1 << 24  # bytes up to which distinct values are ticked off in a table, and not sorted
 _NUMERIC = ("sum", "mean", "std", "min", "max")
 
 
@@ -365,8 +366,16 @@ class _Aggregates:
         base = int(codes.max(initial=0)) + 1
         line, rows = self._line(place)
         for query, row in line.visible(width):
-            pairs = np.unique(query * base + codes[rows[row]])
-            counts += np.bincount(pairs // base, minlength=len(counts))
+            if not len(query):
+                continue
+            first, size = int(query[0]), int(query[-1] - query[0] + 1)
+            pairs = (query - first) * base + codes[rows[row]]
+            if size * base <= _TICKED:
+                ticked = np.zeros(size * base, dtype=bool)
+                ticked[pairs] = True
+                counts[first : first + size] += ticked.reshape(size, base).sum(axis=1)
+            else:
+                counts += np.bincount(np.unique(pairs) // base + first, minlength=len(counts))
         return pl.Series(counts, dtype=pl.Int64).set(pl.Series(counts == 0), None)
 
     def _number(self, place: int) -> tuple[Array, Array, Exact]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from tidemill.base.errors import SourceError, TrainingError, WorkspaceError
+from tidemill.base.errors import NotFoundError, SourceError, TrainingError, WorkspaceError
 from tidemill.base.hashing import fingerprint
 from tidemill.engine import ledger
 from tidemill.engine.change import changes
@@ -30,7 +30,7 @@ from tidemill.engine.state import ModelState, State, Training, fold
 from tidemill.engine.train import Order
 from tidemill.engine.watch import Watch
 from tidemill.ports.executor import Executor, Job, Progress
-from tidemill.ports.journal import Draft, Entry, Journal
+from tidemill.ports.journal import Draft, Entry, Journal, Request
 from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.log import Log
 from tidemill.ports.online import Online
@@ -81,7 +81,8 @@ class Mill:
         self._online = OnlineState(system.views, ports.online)
         self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
         self._jobs: dict[str, Job] = {}
-        self._derived: set[str] = set()  # tables brought up to date by this process, with the code it runs
+        # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
+        self._wakes: dict[str, int | None] = {}
 
     # Starting ---------------------------------------------------------------------------------------------------------
 
@@ -194,7 +195,22 @@ class Mill:
 
     def progress(self) -> dict[str, Progress]:
         """Return how far the trainings under way are, by model."""
-        return {name: job.progress() for name, job in self._jobs.items()}
+        return {name: job.progress() for name, job in tuple(self._jobs.items())}
+
+    def results(self) -> dict[str, dict[str, Any] | TrainingError]:
+        """Wait for the trainings under way and record what they made; return it, or why one failed, by model.
+
+        Nothing takes effect by this: that is for the tick at which a training is ready.
+        """
+        made: dict[str, dict[str, Any] | TrainingError] = {}
+        for model in self.system.models:
+            training = self.state.model(model.name).training
+            if training is not None:
+                try:
+                    made[model.name] = self._result(model, training)
+                except TrainingError as error:
+                    made[model.name] = error
+        return made
 
     def stop(self) -> None:
         """Stop trainings under way; the next ``start`` takes them up again."""
@@ -235,11 +251,13 @@ class Mill:
         for table in self.system.tables:
             if not isinstance(table, Table):
                 continue
-            if table.name in self._derived and not any(name in fresh for name in table.inputs):
+            wakes = self._wakes.get(table.name, tick)
+            if (wakes is None or wakes > tick) and not any(name in fresh for name in table.inputs):
                 continue
             history = any(bool(frame["_history"].any()) for name in table.inputs for frame in fresh.get(name, ()))
             taken = self._derivation.update(table, tick=tick, code=of(table), history=history)
-            self._derived.add(table.name)
+            head = self.ports.lake.head(table.name)
+            self._wakes[table.name] = json.loads(head.cursor)["wakes"] if head and head.cursor else None
             if taken is not None:
                 self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
                 fresh.setdefault(table.name, []).append(taken.rows)
@@ -270,21 +288,29 @@ class Mill:
     def _decide(self, tick: int, drafts: list[Draft]) -> tuple[str, ...]:
         """Draft what the policy and the requests call for; return the requests that are answered by it."""
         answered = []
-        by_hand: dict[str, list[Any]] = {}
+        by_hand: dict[str, list[Request]] = {}
         for request in self.ports.journal.requests():
             if request.kind == "retrain":
                 by_hand.setdefault(request.body["model"], []).append(request)
                 continue
             answered.append(request.id)
-            drafts.append(self._point(request.body, tick, _with(self.state, drafts, tick)))
+            try:
+                pointed = self._point(request.body, tick, _with(self.state, drafts, tick))
+            except NotFoundError as error:  # asked for what there is not; the mill turns on
+                drafts.append(_taken_up(tick, request, refused=str(error)))
+            else:
+                drafts += [_taken_up(tick, request), pointed]
         for model in self.system.models:
             asked = by_hand.pop(model.name, [])
             state = _with(self.state, drafts, tick).model(model.name)
             decision = self._weigh(model, state, tick, asked[0].body["reason"] if asked else None)
             if decision.kind == "train":
+                drafts += [_taken_up(tick, request) for request in asked]
                 drafts.append(self._order(model, state, tick, decision, drafts))
                 answered += [request.id for request in asked]
-        answered += [request.id for requests in by_hand.values() for request in requests]  # models no longer declared
+        for request in (request for requests in by_hand.values() for request in requests):
+            answered.append(request.id)
+            drafts.append(_taken_up(tick, request, refused=f"There is no model {request.body['model']!r}."))
         return tuple(answered)
 
     def _point(self, body: Mapping[str, Any], tick: int, state: State) -> Draft:
@@ -404,6 +430,10 @@ class Mill:
             self.ports.journal.record_step(training.id, known, self._fence)
         self._jobs.pop(model.name, None)
         return known
+
+
+def _taken_up(tick: int, request: Request, *, refused: str | None = None) -> Draft:
+    return Draft(tick, "request", {"request": request.kind, "body": request.body, "refused": refused})
 
 
 def _with(state: State, drafts: list[Draft], tick: int) -> State:

@@ -50,7 +50,8 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction as it is logged: everything that is needed to trace it and to compute it again.
 
     ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
-    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``.
+    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``. The
+    ``id`` hashes model, key, ``asked`` and ``nonce``.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     route: str
     asked: int
     journal: int
+    nonce: str
     applied: dict[str, int]
     key: list[Any]
     request: dict[str, Any]
@@ -108,6 +110,7 @@ class Answerer:
                 route=route,
                 asked=applied.t,
                 journal=applied.journal,
+                nonce=nonce,
                 applied=sequences,
                 key=[row[column] for column in self.key],
                 request=row,

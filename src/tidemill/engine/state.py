@@ -26,7 +26,8 @@ KINDS: Mapping[str, str] = {
     "judge": "a candidate was judged: model, training, judged (verdict, metrics, kpis, slices, warnings, …)",
     "version": "a model version was made: model, version, training, recipe, as_of",
     "alias": "an alias was pointed at a version: model, alias, version, previous, reasons",
-    "watch": "predictions were watched: model, version, drift, performance",
+    "watch": "predictions were watched: model, version, predictions, drift, performance, alarms, raised, cleared",
+    "request": "somebody's request was taken up: request, body, refused (why, or null)",
 }
 
 

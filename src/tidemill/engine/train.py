@@ -123,11 +123,12 @@ def train(
         "warnings": [each.as_json() for each in found],
         **_judge(model, frame, truth, order, rival, pooled),
     }
-    features = frame.select(encoding.columns)
-    if pooled is None:
-        return Trained(predictor, Profile.of(features), judged)
-    # Features and predictions of the newest rows, seen by models that had not learned from them.
-    return Trained(predictor, Profile.of(features[pooled.rows], pooled.candidate), judged)
+    profile = Profile.of(frame.select(encoding.columns))
+    if pooled is not None:
+        # Predictions of rows by models that had not learned from them, as live ones are.
+        predicted = Profile.of(pl.DataFrame(), pooled.candidate)
+        profile = Profile(profile.rows, {**profile.features, **predicted.features})
+    return Trained(predictor, profile, judged)
 
 
 def fit(model: Model, tables: Mapping[str, pl.DataFrame], as_of: int, *, seed_text: str = "") -> Predictor:

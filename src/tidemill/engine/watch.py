@@ -46,7 +46,9 @@ class Watch:
     def look(self, state: ModelState, tick: int) -> dict[str, Any] | None:
         """Return the report due at ``tick`` as plain data for the journal; None when none is due or nothing is served.
 
-        A report is due ``monitor.every`` after the last one, or after the champion was promoted.
+        A report is due ``monitor.every`` after the last one, or after the champion was promoted. Drift is told once a
+        whole ``monitor.window`` has been served: part of a week differs from a week in its weekdays alone. ``alarms``
+        are drifted features and "performance"; ``raised`` and ``cleared`` are those new or gone since the last report.
         """
         rules = self._monitor
         if "champion" not in state.aliases or (rules.drift is None and rules.performance is None):
@@ -56,12 +58,22 @@ class Watch:
             return None
         recent = self._since(tick)
         fresh = recent.filter(pl.col("asked") > pl.lit(tick - rules.window, dtype=TIME))
+        drift = self._drift(champion, fresh) if tick - state.tenures[0][0] >= rules.window else None
+        performance = self._performance(champion, recent, tick)
+        alarms = [
+            *(drift["drifted"] if drift else ()),
+            *(["performance"] if performance and performance["drop"] else ()),
+        ]
+        before = state.watched["alarms"] if state.watched else []
         return {
             "model": self._model.name,
             "version": champion.number,
             "predictions": fresh.height,
-            "drift": self._drift(champion, fresh),
-            "performance": self._performance(champion, recent, tick),
+            "drift": drift,
+            "performance": performance,
+            "alarms": alarms,
+            "raised": [alarm for alarm in alarms if alarm not in before],
+            "cleared": [alarm for alarm in before if alarm not in alarms],
         }
 
     def _since(self, tick: int) -> pl.DataFrame:

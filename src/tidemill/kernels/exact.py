@@ -105,7 +105,7 @@ def _divide(numerator: int, denominator: int, exponent: int) -> float:
     try:
         return numerator / denominator  # Python rounds the quotient of two integers correctly
     except OverflowError:
-        return math.copysign(math.inf, numerator)
+        return math.inf if numerator > 0 else -math.inf
 
 
 def _deviation(count: int, total: int, squared: int, exponent: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
+if TYPE_CHECKING:  # a server reads the journal, whose port names the fence, without ever loading Arrow
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
+#: Longest key, in bytes.
+MAX_KEY = 500
+
+
 class Snapshot(Protocol):
     """A consistent view: no later batch shows in it."""
 
@@ -41,7 +45,10 @@ class Online(Protocol):
         ...
 
     def apply(self, changes: Sequence[Change], mark: bytes) -> None:
-        """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process."""
+        """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process.
+
+        Raises TidemillError, having changed nothing, when a key is longer than MAX_KEY.
+        """
         ...
 
     def clear(self) -> None:

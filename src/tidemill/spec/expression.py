@@ -100,7 +100,7 @@ def _canonical_tree(node: Any) -> list[Any]:
         case "Function":
             return ["call", body["function"], *(_canonical_tree(each) for each in body["input"])]
         case "Cast":
-            return ["cast", body["dtype"], _canonical_tree(body["expr"])]
+            return ["cast", body["dtype"], body["options"], _canonical_tree(body["expr"])]
         case "Alias":
             return _canonical_tree(body[0])
         case _:

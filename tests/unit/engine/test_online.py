@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 import tidemill as tm
 from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.clock import HOUR
-from tidemill.base.errors import RequestError, WorkspaceError
+from tidemill.base.errors import DeclarationError, RequestError, WorkspaceError
 from tidemill.engine import online
 from tidemill.engine.online import Applied, Lookup, OnlineState, features_at
 from tidemill.spec.source import Source
@@ -80,7 +79,10 @@ MODEL = tm.Model(
 REQUESTS = request_frame(
     [
         {"id": id, "landed": ORIGIN + step * STEP, "carrier": id, "origin": origin, "seats": 7, "ok": ok, "delay": None}
-        for id, step, origin, ok in (("a", 0, "a", True), ("b", 2, "c", False), ("c", 5, None, True), (None, 1, "b", None), ("never", 3, "a", True))
+        for id, step, origin, ok in (
+            ("a", 0, "a", True), ("b", 2, "c", False), ("c", 5, None, True), (None, 1, "b", None),
+            ("never", 3, "a", True)
+        )
     ],
     FLIGHT,
 )  # fmt: skip
@@ -108,7 +110,7 @@ def same(lookup: Lookup, everything: Mapping[str, pl.DataFrame], requests: pl.Da
 
 
 @given(data=st.data(), sweep=st.sampled_from((0, 20_000)))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_parity_tick_by_tick(data: st.DataObject, sweep: int) -> None:
     tables = {
         name: data.draw(histories(source, types, live=True, max_rows=14)) for name, (source, types) in TABLES.items()
@@ -201,7 +203,9 @@ def test_a_back_fill_other_views_and_going_back_need_a_rebuild() -> None:
     with pytest.raises(WorkspaceError, match="rebuilt"):
         other.apply(ORIGIN + 2 * HOUR, {}, {"arrivals": 1}, 2)
     seen: list[tuple[str, int, int]] = []
-    other.rebuild(ORIGIN + 2 * HOUR, {"arrivals": pl.concat([first, late])}, {"arrivals": 2}, 2, lambda *at: seen.append(at))
+    other.rebuild(
+        ORIGIN + 2 * HOUR, {"arrivals": pl.concat([first, late])}, {"arrivals": 2}, 2, lambda *at: seen.append(at)
+    )
     assert other.applied() == Applied(ORIGIN + 2 * HOUR, ORIGIN + 2 * HOUR + 1, {"arrivals": 2}, 2)
     assert seen == [("arrivals", 0, 1), ("", 1, 1)]
     with pytest.raises(WorkspaceError, match="another definition"):
@@ -216,12 +220,16 @@ def test_values_of_many_types_and_long_keys_survive() -> None:
     }  # fmt: skip
     table = tm.Source("things", tm.push(), key="id", event_time="landed")
     view = tm.Latest("v", table, by="id", columns=[*types])
-    model = tm.Model("m", examples=table, asked_at="landed", label=tm.Label(table, "float", within="1h"), features=[view], estimator=LogisticRegression())  # fmt: skip
+    label = tm.Label(table, "float", within="1h")
+    model = tm.Model(
+        "m", examples=table, asked_at="landed", label=label, features=[view], estimator=LogisticRegression()
+    )
     long = "x" * 1000
     base = pl.DataFrame(
         {
-            "id": [long, long + "y", "z"], "landed": [ORIGIN] * 3, "carrier": ["é", None, ""], "small": [0.1, None, 3e38],
-            "big": [2**64 - 1, None, 0], "day": [None, 1, 2], "text": ["ünï", "", None], "kind": ["p", None, "q"],
+            "id": [long, long + "y", "z"], "landed": [ORIGIN] * 3, "carrier": ["é", None, ""],
+            "small": [0.1, None, 3e38], "big": [2**64 - 1, None, 0], "day": [None, 1, 2], "text": ["ünï", "", None],
+            "kind": ["p", None, "q"],
             "price": ["1.23", None, "-9.99"], "float": [float("nan"), -0.0, None],
         },
         schema_overrides={"big": pl.UInt64},
@@ -237,7 +245,7 @@ def test_values_of_many_types_and_long_keys_survive() -> None:
     assert got.schema == want.schema
     assert got["v__text"].to_list() == ["ünï", "", None]
     assert got.hash_rows().to_list() == want.hash_rows().to_list()
-    with pytest.raises(tm.DeclarationError if hasattr(tm, "DeclarationError") else ValueError, match="cannot hold"):
+    with pytest.raises(DeclarationError, match="cannot hold"):
         OnlineState([view], MemoryOnline()).apply(
             ORIGIN, {"things": rows.with_columns(pl.lit([1]).alias("text"))}, {"things": 3}, 1
         )
@@ -265,4 +273,3 @@ def test_applied_reads_back() -> None:
     applied = Applied(5, 6, {"b": 2, "a": 1}, 9)
     assert Applied.decode(applied.encode()) == applied
     assert applied.encode() == b'{"journal":9,"next_seq":{"a":1,"b":2},"tick":5}'
-    assert np.iinfo(np.int64).max > 0

@@ -75,7 +75,7 @@ late = tm.Model(
 system = tm.System(
     "flights", late,
     endpoint=tm.Endpoint(log="all"),
-    monitor=tm.Monitor(drift=tm.psi(over=0.2), performance=tm.worse_than(0.02)),
+    monitor=tm.Monitor(drift=tm.psi(over=0.25), performance=tm.worse_than(0.02), window="28d"),
     policy=tm.Policy(retrain=[tm.every("30d"), tm.on_drop(cooldown="14d")], window="all"),
     tick="2h",
 )  # fmt: skip

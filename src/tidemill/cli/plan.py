@@ -1,0 +1,104 @@
+"""``tidemill plan``: what ``tidemill up`` would build or change, and why. Does none of it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from tidemill import project as projects
+from tidemill.base.errors import DeclarationError
+from tidemill.base.hashing import fingerprint
+from tidemill.cli.check import inspect
+from tidemill.cli.common import echo_json, json_option, project_option
+from tidemill.cli.layout import console, faults_json, grid, print_faults, probe, section
+from tidemill.engine.plan import Built, BuiltModel, BuiltTable, plan
+from tidemill.engine.state import State
+from tidemill.project import Project
+from tidemill.spec.source import Source
+
+_STYLES = {"nothing": "dim", "serve": "green", "load": "cyan", "create": "cyan", "train": "cyan"}
+
+
+@click.command(name="plan", short_help="Show what would be built or changed, and why.")
+@project_option
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Show what `tidemill up` would load, build, train or change, and why. Does none of it."""
+    project = projects.open(path)
+    faults = inspect(project).faults
+    if faults:
+        raise DeclarationError(faults)
+    made = plan(project.system, built(project, project.state()))
+    if as_json:
+        items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]
+        echo_json({"idle": made.idle, "items": items, "warnings": faults_json(made.warnings)})
+        return
+    out = console()
+    table = grid("", "", "")
+    for item in made.items:
+        style = _STYLES.get(item.action, "yellow")
+        word = "·" if item.action == "nothing" else item.action
+        quiet = "dim" if item.action == "nothing" else ""
+        table.add_row(Text(word, style=style), Text(item.what, style=quiet), Text("; ".join(item.why), style=quiet))
+    if made.idle:
+        out.print("[bold green]Nothing to do:[/] everything is as declared.")
+    else:
+        work = sum(item.action not in ("nothing", "serve") for item in made.items)
+        out.print(f"[bold]{work} of {len(made.items)}[/] would be built or changed by: tidemill up")
+    section(out, "Plan", table)
+    print_faults(out, made.warnings, style="yellow")
+
+
+def built(project: Project, state: State) -> Built:
+    """Return what exists in the workspace of ``project``. Reads only."""
+    if not project.workspace.exists:
+        return Built()
+    declared = state.declared
+    sources = {table.name: table for table in project.system.tables if isinstance(table, Source)}
+    tables = {
+        name: BuiltTable(parts, state.rows[name], pending=project.pending(sources[name]) if name in sources else None)
+        for name, parts in declared.get("tables", {}).items()
+        if name in state.rows
+    }
+    return Built(
+        tables=tables,
+        views={name: parts for name, parts in declared.get("views", {}).items() if parts},
+        models=_models(project, state),
+        operations=declared.get("operations"),
+        serving=probe(project.workspace) is not None,
+    )
+
+
+def _models(project: Project, state: State) -> dict[str, BuiltModel]:
+    """Return the models that have a champion, with the recipe that it was trained by."""
+    recipes: dict[str, dict[str, Any]] = {}
+    for entry in project.workspace.journal.read(kinds=["declare"]):
+        for parts in entry.body["declared"]["models"].values():
+            recipes[fingerprint(parts["recipe"])] = parts["recipe"]
+    found = {}
+    for name, model in state.models.items():
+        if "champion" in model.aliases:
+            version = model.version(model.aliases["champion"])
+            judging = state.declared["models"].get(name, {}).get("judging", {})
+            found[name] = BuiltModel(f"v{version.number}", recipes.get(version.recipe, {}), judging)
+    return found
+
+
+def changed_recipes(project: Project, state: State) -> dict[str, tuple[str, ...]]:
+    """Return why models must be trained anew because their recipe changed, by name; not those where that was tried."""
+    found = {}
+    for item in plan(project.system, built(project, state)).items:
+        name = item.what.removeprefix("model '").removesuffix("'")
+        if item.action == "retrain":
+            found[name] = item.why
+    return found
+
+
+def fail(faults: int) -> None:
+    """End with 1 when there are faults."""
+    if faults:
+        sys.exit(1)

@@ -1,0 +1,200 @@
+"""Parity: logged predictions derived again from the lake and compared bit for bit (time rule 9).
+
+A prediction was answered at t from the rows that had been applied by then. Derivation reads exactly those. Rows that
+came later are known later than t, so that they cannot show and all predictions are derived in one pass; where that does
+not hold (history loaded afterwards, tables without times) rows are cut by sequence number, a pass for each cut.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy.special import betaincinv
+
+from tidemill.base.clock import FOREVER
+from tidemill.base.schema import KNOWN_AT, SEQ
+from tidemill.engine.feature import features
+from tidemill.engine.outcome import predictions
+from tidemill.engine.predict import Predictor, plain
+from tidemill.engine.table import timeless
+from tidemill.spec.feature import OnDemand
+from tidemill.spec.model import Model
+from tidemill.spec.source import Source, Table
+
+Ints = npt.NDArray[np.int64]
+
+#: The name under which a prediction itself is compared.
+PREDICTION = "prediction"
+#: How far, relatively, a prediction by linear algebra may lie from that of another batch size.
+ROUNDING = 1e-12
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One value that came out otherwise: ``what`` is a feature's name or ``PREDICTION``; both values as in JSON."""
+
+    id: str
+    what: str
+    logged: Any
+    derived: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """What a comparison found.
+
+    ``rows`` compared; ``mismatched`` of them, in any value; ``by_value`` counts them by feature or prediction.
+    ``rounded``: predictions whose last digits hang on the size of the batch, within ``ROUNDING``, and which agree
+    otherwise. ``examples``: the first differences.
+    """
+
+    rows: int = 0
+    mismatched: int = 0
+    rounded: int = 0
+    by_value: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[Difference, ...] = ()
+
+    def __add__(self, other: Parity) -> Parity:
+        names = dict.fromkeys([*self.by_value, *other.by_value])
+        return Parity(
+            self.rows + other.rows,
+            self.mismatched + other.mismatched,
+            self.rounded + other.rounded,
+            {name: self.by_value.get(name, 0) + other.by_value.get(name, 0) for name in names},
+            (*self.examples, *other.examples)[:_SHOWN],
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """The share of rows that differ; None without rows."""
+        return self.mismatched / self.rows if self.rows else None
+
+    @property
+    def bound(self) -> float | None:
+        """The upper end, at 95 % confidence, of the rate (Clopper and Pearson 1934); None without rows."""
+        return upper_bound(self.mismatched, self.rows) if self.rows else None
+
+
+def upper_bound(hits: int, rows: int, confidence: float = 0.95) -> float:
+    """Return the one-sided exact upper bound of a binomial rate (Clopper and Pearson 1934). ``rows`` at least 1."""
+    return 1.0 if hits >= rows else float(betaincinv(hits + 1, rows - hits, confidence))
+
+
+def request_frame(texts: Iterable[str], types: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return logged requests (JSON objects; times as microseconds) as columns of ``types``."""
+    rows = [msgspec.json.decode(text) for text in texts]
+    columns = []
+    for name, dtype in types.items():
+        stored = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
+        columns.append(pl.Series(name, [row[name] for row in rows], dtype=stored).cast(dtype))
+    return pl.DataFrame(columns)
+
+
+def derive(
+    model: Model, types: Mapping[str, pl.DataType], tables: Mapping[str, pl.DataFrame], logged: pl.DataFrame
+) -> pl.DataFrame:
+    """Return ``model.columns`` for each of ``logged``, from the rows that each had seen.
+
+    ``types``: of the request's columns. ``tables``: all versions of each table that the model's views read, in order of
+    sequence. ``logged``: rows of the ledger.
+    """
+    requests = request_frame(logged["request"], types)
+    asked = logged["asked"].dt.epoch("us").to_numpy().astype(np.int64)
+    read = {view.table.name: view.table for view in model.views if not isinstance(view, OnDemand)}
+    applied = [msgspec.json.decode(text) for text in logged["applied"]]
+    seen = np.array([[each.get(name, 0) for name in read] for each in applied], dtype=np.int64)
+    cut = np.zeros(len(asked), dtype=np.bool_)
+    for place, (name, table) in enumerate(read.items()):
+        cut |= _shows_later_rows(table, tables[name], seen[:, place], asked)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in np.flatnonzero(cut).tolist():
+        groups.setdefault(tuple(seen[row].tolist()), []).append(row)
+    parts, places = [], []
+    if not cut.all() or not len(cut):
+        whole = np.flatnonzero(~cut)
+        parts.append(features(model, tables, requests[whole], asked[whole]))
+        places.append(whole)
+    for limits, members in groups.items():
+        rows = np.array(members)
+        own = {
+            name: tables[name].filter(pl.col(SEQ) < limit) for name, limit in zip(read, limits, strict=True)
+        }
+        parts.append(features(model, own, requests[rows], asked[rows]))
+        places.append(rows)
+    return pl.concat(parts)[np.argsort(np.concatenate(places), kind="stable")]
+
+
+def _shows_later_rows(
+    table: Source | Table, rows: pl.DataFrame, seen: Ints, asked: Ints
+) -> npt.NDArray[np.bool_]:
+    """Tell, for each question, whether a row numbered ``seen`` or more would show at ``asked``."""
+    if timeless(table):
+        return seen < rows.height
+    known = rows[KNOWN_AT].dt.epoch("us").fill_null(FOREVER).to_numpy()
+    earliest = np.append(np.minimum.accumulate(known[::-1])[::-1], FOREVER)
+    return np.asarray(earliest[np.minimum(seen, rows.height)] < asked)
+
+
+def compare(logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor) -> Parity:
+    """Compare ``logged`` (rows of the ledger) with the features ``derived`` for them, and predict from those again."""
+    differing: dict[int, list[Difference]] = {}
+    ids = logged["id"].to_list()
+    for row, (text, values) in enumerate(zip(logged["features"], plain(derived).iter_rows(named=True), strict=True)):
+        encoded = msgspec.json.encode(values)
+        if encoded == text.encode():
+            continue
+        was, now = msgspec.json.decode(text), msgspec.json.decode(encoded)
+        wrong = [
+            Difference(ids[row], name, was.get(name), now.get(name))
+            for name in dict.fromkeys([*was, *now])
+            if name not in was or name not in now or not same(was[name], now[name])
+        ]
+        if wrong:
+            differing[row] = wrong
+    rounded = 0
+    for row, was, now in _predicted_otherwise(logged, derived, predictor):
+        if np.allclose(now, was, rtol=ROUNDING, atol=0.0):
+            rounded += row not in differing
+        else:
+            found = Difference(ids[row], PREDICTION, np.asarray(was).tolist(), np.asarray(now).tolist())
+            differing.setdefault(row, []).append(found)
+    found_all = [each for row in sorted(differing) for each in differing[row]]
+    by_value: dict[str, int] = {}
+    for each in found_all:
+        by_value[each.what] = by_value.get(each.what, 0) + 1
+    return Parity(len(ids), len(differing), rounded, by_value, tuple(found_all[:_SHOWN]))
+
+
+def _predicted_otherwise(
+    logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor
+) -> Iterable[tuple[int, Any, Any]]:
+    """Yield (row, logged, derived) where a prediction differs in a bit, also when its row is predicted alone."""
+    if not len(logged):
+        return
+    was, now = predictions(logged["prediction"]), predictor.predict(derived)
+    unequal = was.view(np.int64) != now.view(np.int64)
+    for row in np.flatnonzero(unequal if unequal.ndim == 1 else unequal.any(axis=1)).tolist():
+        alone = predictor.predict(derived[row])[0]
+        if np.asarray(alone).tobytes() != np.asarray(was[row]).tobytes():
+            yield row, was[row], alone
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two JSON values are equal in type and, for numbers, in every bit."""
+    if isinstance(one, float) and isinstance(other, float):
+        return struct.pack("<d", one) == struct.pack("<d", other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def sample(ids: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
+    """Choose a ``share`` (0 to 1) of predictions by their ids, which are hashes: the same ones every time."""
+    return np.array([int(each[:12], 16) < share * 16**12 for each in ids], dtype=np.bool_)
