@@ -239,13 +239,18 @@ class Project:
             executor=_Trainer(executor, self.path),
             readers=self.readers(),
             logs={name: workspace.log(name) for name in ledger.RESERVED_TABLES},
+            pushed={
+                source.name: workspace.log(f"push-{source.name}")
+                for source in self.system.sources
+                if isinstance(source.reader, Push)
+            },
         )
         return Mill(self.system, ports, fence)
 
     def carry_out(self, order: Order, report: Report) -> dict[str, Any]:
         """Carry out a training and return its result as plain data: the estimator stored, judged, profiled."""
         model = self.declared_model(order.model)
-        frames = {name: self.rows(name, before=order.next_seq[name]) for name in tables_of(model)}
+        frames = {name: self.rows(name, before=number) for name, number in order.next_seq.items()}
         rival = None
         if order.rival is not None:
             version = next(each for each in self.state().model(model.name).versions if each.training == order.rival)

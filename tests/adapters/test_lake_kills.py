@@ -73,7 +73,7 @@ def check(root: Path, before: Commit | None, acknowledged: list[int]) -> Commit 
     assert recorded[-1] == head
     for older, newer in itertools.pairwise(recorded):
         assert older.version < newer.version
-        assert newer.next_seq == older.next_seq + newer.rows
+        assert newer.next_seq - newer.rows >= older.next_seq  # a killed cleanup may leave gaps
     return head
 
 

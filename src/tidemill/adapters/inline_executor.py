@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import threadpoolctl
@@ -15,12 +15,12 @@ from tidemill.ports.executor import Progress
 
 
 class InlineExecutor:
-    """Runs the functions of ``tasks`` (name to ``"module:function"``) at once, on at most ``threads`` threads.
+    """Runs ``tasks`` (name to function, or ``"module:function"``) at once, on at most ``threads`` threads.
 
     Payload and result pass through JSON, as between processes.
     """
 
-    def __init__(self, tasks: Mapping[str, str], *, threads: int) -> None:
+    def __init__(self, tasks: Mapping[str, str | Callable[..., Any]], *, threads: int) -> None:
         self._tasks = dict(tasks)
         self._threads = threads
 
@@ -30,7 +30,8 @@ class InlineExecutor:
             raise TidemillError(f"There is no task {task!r}. The tasks are: {', '.join(sorted(self._tasks))}.")
         job = InlineJob(task)
         # Found first: only libraries that are already loaded can be held to their number of threads.
-        function = find(self._tasks[task])
+        named = self._tasks[task]
+        function = find(named) if isinstance(named, str) else named
         with threadpoolctl.threadpool_limits(self._threads):
             try:
                 answer = canonical(dict(function(json.loads(canonical(payload)), job.report)))

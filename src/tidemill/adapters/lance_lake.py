@@ -88,6 +88,15 @@ class LanceLake:
         self._handles: dict[str, LanceDataset] = {}
         self._bases: dict[str, _Base] = {}
 
+    def claim(self, fence: Fence) -> None:
+        """Wait for commits that an earlier holder of the lease has already begun; after this none of its can begin.
+
+        It may have been paused between its last look at the fence and its commit; there it holds the table's lock.
+        """
+        for directory in sorted(self._root.glob("*.lance")):
+            with _locked(directory):
+                fence.check()
+
     def tables(self) -> tuple[str, ...]:
         """Return the names of the tables, in alphabetical order."""
         return tuple(sorted(path.stem for path in self._root.glob("*.lance") if self._versions(path.stem)))
@@ -303,16 +312,12 @@ class LanceLake:
     @contextmanager
     def _turn(self, table: str, base: _Base, fence: Fence) -> Iterator[_NextVersion]:
         """Hold the table's directory lock, with the fence standing and ``base`` still the newest version."""
-        directory = os.open(self._path(table), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX)
+        with _locked(self._path(table)):
             fence.check()
             newest = max(self._versions(table), default=0) if base.dataset is None else base.dataset.latest_version
             if newest != base.version:
                 raise FencedError(_overtaken(table, base.version))
             yield _NextVersion(base.version)
-        finally:
-            os.close(directory)
 
     def _publish(
         self,
@@ -401,6 +406,17 @@ def _overtaken(table: str, version: int) -> str:
         f"another writer has committed to table {table!r} after version {version}, the last that this process saw. "
         "Nothing was committed. Read the table's head again and go on from there."
     )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of ``directory``, which ends with the process."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sync(path: Path) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 
 import lmdb
 
+from tidemill.adapters.memory_online import check_epoch
 from tidemill.base.errors import TidemillError, WorkspaceError
 from tidemill.ports.online import MAX_KEY, Change
 
-_MARK = b"mark"  # shorter than any stored key, so no key of a space equals it
+# Shorter than any stored key, so no key of a space equals them.
+_MARK = b"mark"
+_EPOCH = b"epoch"  # the highest that has claimed, in decimal
 _READERS = 1024  # open snapshots in all processes together
 _PATIENCE = 10.0  # seconds that growing waits for this process's snapshots to close
 
@@ -52,10 +55,15 @@ class LmdbOnline:
         """Open a consistent view, in a ``with`` statement."""
         return LmdbSnapshot(self)
 
-    def apply(self, changes: Sequence[Change], mark: bytes) -> None:
+    def claim(self, epoch: int) -> None:
+        """Take over the writing, on disk when it returns. Raises FencedError when a higher epoch has claimed."""
+        self._write(lambda transaction: transaction.put(_EPOCH, b"%d" % epoch), epoch)
+
+    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
         """Apply ``changes`` in order and set the mark, all or nothing, on disk when it returns.
 
-        Raises TidemillError, having changed nothing, when a key is longer than 500 bytes.
+        Raises, having changed nothing, FencedError when a higher epoch has claimed, and TidemillError when a key is
+        longer than 500 bytes.
         """
         pairs = []
         for change in changes:
@@ -76,11 +84,18 @@ class LmdbOnline:
                 else:
                     transaction.put(key, value)
 
-        self._write(fill)
+        self._write(fill, epoch)
 
-    def clear(self) -> None:
-        """Forget everything, the mark included."""
-        self._write(lambda transaction: transaction.drop(self._env.open_db(txn=transaction), delete=False))
+    def clear(self, *, epoch: int = 0) -> None:
+        """Forget everything, the mark included. Raises FencedError when a higher epoch has claimed."""
+
+        def empty(transaction: lmdb.Transaction[Any]) -> None:
+            claimed = transaction.get(_EPOCH)
+            transaction.drop(self._env.open_db(txn=transaction), delete=False)
+            if claimed is not None:
+                transaction.put(_EPOCH, claimed)
+
+        self._write(empty, epoch)
 
     def close(self) -> None:
         """Unmap the file. Idempotent; open snapshots must be gone."""
@@ -88,11 +103,15 @@ class LmdbOnline:
             self._closed = True
             self._env.close()
 
-    def _write(self, fill: Callable[[lmdb.Transaction[Any]], None]) -> None:
-        """Run ``fill`` in a write transaction and commit it; when the map is too small, grow it and begin again."""
+    def _write(self, fill: Callable[[lmdb.Transaction[Any]], object], epoch: int) -> None:
+        """Run ``fill`` in a write transaction and commit it; when the map is too small, grow it and begin again.
+
+        Writers exclude each other from the beginning of the transaction on, so the epoch cannot change until the end.
+        """
         while True:
             transaction = self.begin(write=True)
             try:
+                check_epoch(int(transaction.get(_EPOCH, b"0")), epoch)
                 fill(transaction)
                 return transaction.commit()
             except lmdb.MapFullError:

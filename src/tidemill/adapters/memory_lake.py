@@ -77,6 +77,11 @@ class MemoryLake:
         self._versions: dict[str, dict[int, _Version]] = {}
         self._lock = threading.RLock()
 
+    def claim(self, fence: Fence) -> None:
+        """Do nothing but check the fence: a write in memory is never half done for others."""
+        with self._lock:
+            fence.check()
+
     def tables(self) -> tuple[str, ...]:
         """Return the names of the tables, in alphabetical order."""
         with self._lock:

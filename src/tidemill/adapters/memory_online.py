@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tidemill.base.errors import TidemillError
+from tidemill.base.errors import FencedError, TidemillError
 from tidemill.ports.online import MAX_KEY, Change
 
 
@@ -31,11 +31,21 @@ class MemorySnapshot:
         return self.applied
 
 
+def check_epoch(claimed: int, mine: int) -> None:
+    """Raise FencedError when the epoch that has claimed an online state is higher than this writer's."""
+    if claimed > mine:
+        raise FencedError(
+            f"This worker's lease has epoch {mine}, but the online state was taken over with epoch {claimed}. "
+            "Nothing was written; stop this worker."
+        )
+
+
 class MemoryOnline:
     """Online state in memory; safe to share between threads. A batch copies the spaces it changes."""
 
     def __init__(self) -> None:
         self._current = MemorySnapshot()
+        self._epoch = 0
         self._lock = threading.Lock()
 
     @contextmanager
@@ -43,8 +53,17 @@ class MemoryOnline:
         """Open a consistent view."""
         yield self._current
 
-    def apply(self, changes: Sequence[Change], mark: bytes) -> None:
-        """Apply ``changes`` in order and set the mark. Raises TidemillError, having changed nothing, on a long key."""
+    def claim(self, epoch: int) -> None:
+        """Take over the writing. Raises FencedError when a higher epoch has claimed."""
+        with self._lock:
+            check_epoch(self._epoch, epoch)
+            self._epoch = epoch
+
+    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
+        """Apply ``changes`` in order and set the mark.
+
+        Raises, having changed nothing, FencedError when a higher epoch has claimed and TidemillError on a long key.
+        """
         for change in changes:
             if len(change.key) > MAX_KEY:
                 raise TidemillError(
@@ -52,6 +71,7 @@ class MemoryOnline:
                     f"{len(change.key)}. Use a shorter key column."
                 )
         with self._lock:
+            check_epoch(self._epoch, epoch)
             spaces = dict(self._current.spaces)
             changed = {name: dict(spaces.get(name, {})) for name in {change.space for change in changes}}
             for change in changes:
@@ -61,9 +81,10 @@ class MemoryOnline:
                     changed[change.space][change.key] = change.value
             self._current = MemorySnapshot({**spaces, **changed}, mark)
 
-    def clear(self) -> None:
-        """Forget everything, the mark included."""
+    def clear(self, *, epoch: int = 0) -> None:
+        """Forget everything, the mark included. Raises FencedError when a higher epoch has claimed."""
         with self._lock:
+            check_epoch(self._epoch, epoch)
             self._current = MemorySnapshot()
 
     def close(self) -> None:

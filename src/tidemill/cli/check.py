@@ -52,7 +52,9 @@ def command(path: Path, as_json: bool) -> None:
     else:
         name = project.path.name
     if as_json:
-        echo_json({"ok": not found.faults, "faults": faults_json(found.faults), "warnings": faults_json(found.warnings)})
+        echo_json(
+            {"ok": not found.faults, "faults": faults_json(found.faults), "warnings": faults_json(found.warnings)}
+        )
     elif found.faults:
         out.print(f"[bold red]{count(len(found.faults), 'fault')}[/] in {name}")
         print_faults(out, found.faults, style="red")

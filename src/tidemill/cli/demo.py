@@ -89,12 +89,12 @@ class Asking:
     _place: int = field(default=0)
 
     def skip(self, until: int) -> None:
-        """Leave out questions asked before ``until`` (microseconds)."""
-        self._place = int(self.rows["_asked"].search_sorted(until, side="right"))
+        """Leave out questions that were to be asked before ``until`` (microseconds)."""
+        self._place = int(self.rows["_asked"].search_sorted(until, side="left"))
 
     def ask(self, until: int) -> int:
-        """Ask what is asked by ``until``; return the number of questions."""
-        end = int(self.rows["_asked"].search_sorted(until, side="right"))
+        """Ask what is to be asked before ``until``, so never later than it should be; return how many questions."""
+        end = int(self.rows["_asked"].search_sorted(until, side="left"))
         if end <= self._place:
             return 0
         part = self.rows[self._place : end].select(self.columns)
@@ -140,7 +140,7 @@ def run(
                 if server is not None and any(entry.kind in ("alias", "version") for entry in turned.entries):
                     server.follow(turned.entries[-1].number)
                 if asking is not None:
-                    asking.ask(tick)
+                    asking.ask(tick + system.tick)
                     scene.asked(asking.sent, asking.seconds)
                 picture.refresh()
                 if (

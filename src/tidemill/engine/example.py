@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.base.schema import KNOWN_AT, SEQ, TOMBSTONE
 from tidemill.engine.expression import evaluate
 from tidemill.engine.feature import features
+from tidemill.engine.ledger import FEEDBACK, PREDICTIONS, feedback_by_key
 from tidemill.engine.table import LONE, TIME, lone, timeless, version_order, visible
 from tidemill.spec.model import Model
 from tidemill.spec.time import Offset
@@ -69,12 +71,15 @@ def examples(model: Model, rows: pl.DataFrame, now: int) -> tuple[pl.DataFrame, 
     return found, {"no_example": ordered.select(identity).n_unique() - found.height}
 
 
-def labels(model: Model, examples: pl.DataFrame, label_rows: pl.DataFrame, now: int) -> pl.DataFrame:
+def labels(
+    model: Model, examples: pl.DataFrame, label_rows: pl.DataFrame, now: int, feedback: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Return ``examples`` with ``_label`` and ``_status``, as far as known at ``now`` (microseconds).
 
     Status: "immature" unless asked-at + within + settle is earlier than ``now``; else "none" when no row came and there
     is no ``otherwise``; "null" when the last row's value is null (or not finite); else "ok". ``_label`` is null unless
-    it is "ok". ``label_rows``: all versions of the label's table. The order of ``examples`` is kept.
+    it is "ok". ``label_rows``: all versions of the label's table. ``feedback``: what people said came true, as
+    ``ledger.said`` gives it; it counts where the table has no row for the example. The order of ``examples`` is kept.
     """
     label = model.label
     rows = visible(label_rows, label.table, now)
@@ -96,16 +101,27 @@ def labels(model: Model, examples: pl.DataFrame, label_rows: pl.DataFrame, now: 
         .with_columns(examples[ASKED_AT])
         .with_row_index("_row")
     )
-    last = (
-        asked.join(came, on=list(key))
-        .filter(
-            pl.col("_happened") > pl.col(ASKED_AT),
-            pl.col("_happened") <= pl.col(ASKED_AT) + pl.duration(microseconds=label.within),
+
+    def newest(answers: pl.DataFrame) -> pl.DataFrame:
+        """Return the last of ``answers`` that counts for each example that has one."""
+        return (
+            asked.join(answers, on=list(key))
+            .filter(
+                pl.col("_happened") > pl.col(ASKED_AT),
+                pl.col("_happened") <= pl.col(ASKED_AT) + pl.duration(microseconds=label.within),
+            )
+            .sort("_row", "_happened", KNOWN_AT, SEQ)
+            .unique("_row", keep="last", maintain_order=True)
+            .select("_row", LABEL, pl.lit(True).alias("_came"))
         )
-        .sort("_row", "_happened", KNOWN_AT, SEQ)
-        .unique("_row", keep="last", maintain_order=True)
-        .select("_row", LABEL, pl.lit(True).alias("_came"))
-    )
+
+    last = newest(came)
+    if feedback is not None and feedback.height:
+        heard = feedback.filter(pl.col(KNOWN_AT) < pl.lit(now, dtype=TIME))
+        said = pl.Series(LABEL, [json.loads(text) for text in heard["value"]], dtype=value.dtype, strict=False)
+        columns = [pl.col(column).cast(examples.schema[column]).alias(name) for name, column in key.items()]
+        heard = heard.select(*columns, pl.col(KNOWN_AT).alias("_happened"), KNOWN_AT, SEQ).with_columns(said)
+        last = pl.concat([last, newest(heard).join(last, on="_row", how="anti")])
     ripe = pl.col(ASKED_AT) + pl.duration(microseconds=label.within + label.settle) < pl.lit(now, dtype=TIME)
     status = (
         pl.when(~ripe)
@@ -129,7 +145,8 @@ def labels(model: Model, examples: pl.DataFrame, label_rows: pl.DataFrame, now: 
 def training_set(model: Model, tables: Mapping[str, pl.DataFrame], now: int, window: int | None = None) -> TrainingSet:
     """Return what ``model`` may learn from at ``now``: mature examples with a label, and their features.
 
-    ``tables``: all versions of the tables that the model reads, by name. ``window`` (microseconds) keeps examples asked
+    ``tables``: all versions of the tables that the model reads, by name, and of the ledger's if there is feedback.
+    ``window`` (microseconds) keeps examples asked
     at ``now - window`` or later. No example is left out because a feature is missing. Raises NotFoundError when a table
     is missing.
     """
@@ -139,7 +156,10 @@ def training_set(model: Model, tables: Mapping[str, pl.DataFrame], now: int, win
     found, counts = examples(model, tables[model.examples.name], now)
     recent = found if window is None else found.filter(pl.col(ASKED_AT) >= pl.lit(now - window, dtype=TIME))
     counts["outside_window"] = found.height - recent.height
-    judged = labels(model, recent, tables[model.label.table.name], now)
+    feedback = None
+    if FEEDBACK in tables and PREDICTIONS in tables:
+        feedback = feedback_by_key(tables[FEEDBACK], tables[PREDICTIONS], model, found.schema)
+    judged = labels(model, recent, tables[model.label.table.name], now, feedback)
     for reason, status in (("immature", "immature"), ("no_label", "none"), ("null_label", "null")):
         counts[reason] = judged.filter(pl.col(STATUS) == status).height
     rows = judged.filter(pl.col(STATUS) == "ok")

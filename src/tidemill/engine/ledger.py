@@ -7,7 +7,7 @@ reads back as the same number.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ import msgspec
 import polars as pl
 import pyarrow as pa
 
+from tidemill.base.clock import to_datetime
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
+from tidemill.engine.ingest import IDEMPOTENCY_PERIOD
 from tidemill.engine.predict import Logged
 from tidemill.ports.lake import Commit, Fence, Lake
 from tidemill.ports.log import Log, Record
+from tidemill.spec.model import Model
 
 PREDICTIONS = "predictions"
 FEEDBACK = "feedback"
@@ -48,7 +51,14 @@ PREDICTION_SCHEMA = pl.Schema(
     }
 )
 FEEDBACK_SCHEMA = pl.Schema(
-    {"model": pl.String(), "prediction": pl.String(), "key": pl.String(), "value": pl.String(), **_SYSTEM}
+    {
+        "id": pl.String(),
+        "model": pl.String(),
+        "prediction": pl.String(),
+        "key": pl.String(),
+        "value": pl.String(),
+        **_SYSTEM,
+    }
 )
 
 
@@ -111,6 +121,7 @@ def feedback_rows(records: Iterable[bytes]) -> pl.DataFrame:
     """Return feedback (JSON of ``Feedback``) as rows without system columns, once for each id."""
     rows = [
         {
+            "id": one.id,
             "model": one.model,
             "prediction": one.prediction,
             "key": None if one.key is None else key_text(one.key),
@@ -122,8 +133,36 @@ def feedback_rows(records: Iterable[bytes]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def feedback_by_key(
+    feedback: pl.DataFrame, predictions: pl.DataFrame, model: Model, schema: Mapping[str, pl.DataType]
+) -> pl.DataFrame:
+    """Return the feedback about ``model`` with the columns of its examples' key (types from ``schema``).
+
+    Feedback about a prediction takes that prediction's key; while the prediction is not there, it waits.
+    """
+    own = feedback.filter(pl.col("model") == model.name)
+    asked = predictions.filter(pl.col("model") == model.name).select(pl.col("id").alias("prediction"), "key")
+    by_id = own.filter(pl.col("key").is_null()).drop("key").join(asked, on="prediction")
+    known = pl.concat([own.filter(pl.col("key").is_not_null()), by_id], how="diagonal").sort(SEQ)
+    return known.with_columns(key_frame(known["key"], model.examples.key, schema).get_columns())
+
+
+def key_frame(texts: pl.Series, key: Sequence[str], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return logged keys (JSON lists; times as microseconds) as columns of the examples' table."""
+    rows = [msgspec.json.decode(text) for text in texts]
+    columns = []
+    for place, name in enumerate(key):
+        dtype = schema[name]
+        plain = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
+        columns.append(pl.Series(name, [row[place] for row in rows], dtype=plain).cast(dtype))
+    return pl.DataFrame(columns)
+
+
 def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained | None:
-    """Commit what the log holds beyond the table's cursor, rows and cursor together; None when there is nothing."""
+    """Commit what the log holds beyond the table's cursor, rows and cursor together; None when there is nothing.
+
+    What came before under the same id is left out: a client asks again when a crash took its answer away.
+    """
     head = lake.head(table)
     cursor: dict[str, int] = json.loads(head.cursor) if head and head.cursor else {}
     records: list[Record] = []
@@ -138,6 +177,11 @@ def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained 
     build = prediction_rows if table == PREDICTIONS else feedback_rows
     rows = build(record.payload for record in records)
     first = head.next_seq if head else 0
+    if head is not None and not rows.is_empty():
+        # A prediction's id hashes when it was asked, so the same one came no earlier than that.
+        asked = rows["asked"].to_physical().min() if table == PREDICTIONS else None
+        since = asked if isinstance(asked, int) else tick - IDEMPOTENCY_PERIOD
+        rows = rows.filter(~pl.col("id").is_in(_ids(lake, head, since).implode()))
     stamped = rows.with_columns(
         pl.lit(tick).cast(_TIME).alias(KNOWN_AT),
         pl.int_range(first, first + rows.height, dtype=pl.Int64).alias(SEQ),
@@ -158,3 +202,16 @@ def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained 
     )
     arrow: pa.Table = stamped.to_arrow()
     return Drained(stamped, lake.append(table, arrow, commit, fence))
+
+
+def _ids(lake: Lake, head: Commit, since: int) -> pl.Series:
+    """Return the ids of the rows that came to the table of ``head`` at ``since`` (microseconds) or later."""
+    moment = pl.lit(since, dtype=_TIME)
+    reach = 1024  # rows looked back; more when they do not reach far enough
+    while head.tick >= since:
+        start = max(head.next_seq - reach, 0)
+        rows = pl.DataFrame(lake.scan(head.table, columns=("id", TICK), since=start))
+        if start == 0 or rows[TICK].item(0) < to_datetime(since):
+            return rows.filter(pl.col(TICK) >= moment)["id"]
+        reach *= 4
+    return pl.Series("id", [], dtype=pl.String)

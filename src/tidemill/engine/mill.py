@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
+from tidemill.base.clock import DAY
 from tidemill.base.errors import NotFoundError, SourceError, TrainingError, WorkspaceError
 from tidemill.base.hashing import fingerprint
+from tidemill.base.schema import HISTORY, TICK
 from tidemill.engine import ledger
 from tidemill.engine.change import changes
 from tidemill.engine.derive import Derivation
@@ -40,10 +42,17 @@ from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Table
 from tidemill.spec.system import System
 
+#: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
+TIDY_VERSIONS = 128
+KEPT_VERSIONS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Everything outside that a mill works with. ``readers`` by source, ``logs`` by table of the ledger."""
+    """Everything outside that a mill works with.
+
+    ``readers`` by source, ``logs`` by table of the ledger, ``pushed`` the logs of pushed rows by source.
+    """
 
     lake: Lake
     journal: Journal
@@ -51,6 +60,7 @@ class Ports:
     executor: Executor
     readers: Mapping[str, Reader]
     logs: Mapping[str, Log]
+    pushed: Mapping[str, Log] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,18 @@ def tables_of(model: Model) -> tuple[str, ...]:
     return tuple(sorted({model.examples.name, model.label.table.name, *views}))
 
 
+def declared(system: System) -> dict[str, Any]:
+    """Return the parts of everything declared, for plans and for noticing a change."""
+    return {
+        "tables": {table.name: describe(table) for table in system.tables},
+        "views": {view.name: describe(view) for view in system.views if not isinstance(view, OnDemand)},
+        "models": {
+            model.name: {"recipe": recipe(model, system.policy), "judging": judging(model)} for model in system.models
+        },
+        "operations": operations(system),
+    }
+
+
 class Mill:
     """The one writer of a workspace. ``start`` once, then ``tick`` with ever later ticks."""
 
@@ -78,11 +100,13 @@ class Mill:
         self._fence = fence
         self._intake = Intake(system.sources, ports.readers, ports.lake, fence)
         self._derivation = Derivation(ports.lake, fence)
-        self._online = OnlineState(system.views, ports.online)
+        self._online = OnlineState(system.views, ports.online, epoch=fence.epoch)
         self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
         self._jobs: dict[str, Job] = {}
         # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
         self._wakes: dict[str, int | None] = {}
+        self._tidied: dict[str, int] = {}  # the newest version of a table when it was last tidied
+        self._tidied_at: int | None = None
 
     # Starting ---------------------------------------------------------------------------------------------------------
 
@@ -91,6 +115,8 @@ class Mill:
 
         Raises WorkspaceError when a table in the lake was built by a declaration that gives its rows another meaning.
         """
+        self.ports.lake.claim(self._fence)
+        self._online.claim()
         self._intake.recover()
         self.state = fold(self.ports.journal.read(), self.state)
         drafts = []
@@ -98,11 +124,11 @@ class Mill:
             for commit in self.ports.lake.commits(table, after=self.state.storage.get(table, 0)):
                 if commit.entry:
                     drafts.append(Draft(commit.tick, "commit", json.loads(commit.entry), {"version": commit.version}))
-        declared = self._declared()
-        if declared != self.state.declared:
-            self._refuse_new_meaning(self.state.declared, declared)
+        parts = declared(self.system)
+        if parts != self.state.declared:
+            self._refuse_new_meaning(self.state.declared, parts)
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
-            drafts.append(Draft(tick, "declare", {"declared": declared}))
+            drafts.append(Draft(tick, "declare", {"declared": parts}))
         entries = self._write(drafts)
         self._catch_up()
         for model in self.system.models:
@@ -110,19 +136,6 @@ class Mill:
             if training is not None:
                 self._launch(model, training)
         return entries
-
-    def _declared(self) -> dict[str, Any]:
-        """Return the parts of everything declared, for plans and for noticing a change."""
-        system = self.system
-        return {
-            "tables": {table.name: describe(table) for table in system.tables},
-            "views": {view.name: describe(view) for view in system.views if not isinstance(view, OnDemand)},
-            "models": {
-                model.name: {"recipe": recipe(model, system.policy), "judging": judging(model)}
-                for model in system.models
-            },
-            "operations": operations(system),
-        }
 
     def _refuse_new_meaning(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         for name, parts in after["tables"].items():
@@ -142,18 +155,16 @@ class Mill:
 
     def _catch_up(self) -> None:
         """Bring online state to the journaled rows: the tail alone, or everything when it is not of this history."""
-        ticks = self.ports.journal.ticks()
-        tick = ticks[-1] if ticks else None
-        if tick is None:
-            self.ports.online.clear()
-            return
-        applied = self._online.applied()
+        tick = max(self.ports.journal.ticks(), default=None)
         names = [table.name for table in self.system.tables if table.name in self.state.rows]
+        if tick is None and not names:
+            self._online.clear()
+            return
+        tick = tick or 0  # rows may have come in a first tick that did not end
+        applied = self._online.applied()
         behind = applied is not None and all(applied.next_seq.get(name, 0) <= self.state.rows[name] for name in names)
         if applied is None or not behind or applied.journal > self.state.number:
-            frames = {name: pl.DataFrame(self.ports.lake.scan(name)) for name in names}
-            rows = {name: self.state.rows[name] for name in names}
-            self._online.rebuild(max(tick, self._newest_tick(frames)), frames, rows, self.state.number)
+            self._rebuild(tick)
             return
         tail = {
             name: pl.DataFrame(self.ports.lake.scan(name, since=applied.next_seq.get(name, 0)))
@@ -162,7 +173,23 @@ class Mill:
         }
         if tail or applied.journal < self.state.number:
             newest = max(applied.tick, tick, self._newest_tick(tail))
-            self._online.apply(newest, tail, dict(self.state.rows), self.state.number)
+            self._bring_online(newest, tail)
+
+    def _bring_online(self, tick: int, rows: Mapping[str, pl.DataFrame]) -> None:
+        """Bring online state to ``tick`` with the new ``rows``; from all rows when they go back behind its time.
+
+        They do when a first load that stood still or was interrupted is continued.
+        """
+        try:
+            self._online.apply(tick, rows, dict(self.state.rows), self.state.number)
+        except WorkspaceError:
+            self._rebuild(tick)
+
+    def _rebuild(self, tick: int) -> None:
+        """Make online state anew from the lake, at ``tick`` or that of the newest row."""
+        names = [table.name for table in self.system.tables if table.name in self.state.rows]
+        frames = {name: pl.DataFrame(self.ports.lake.scan(name)) for name in names}
+        self._online.rebuild(max(tick, self._newest_tick(frames)), frames, dict(self.state.rows), self.state.number)
 
     @staticmethod
     def _newest_tick(frames: Mapping[str, pl.DataFrame]) -> int:
@@ -184,9 +211,10 @@ class Mill:
         launched = [draft.body["model"] for draft in drafts if draft.kind == "train"]
         entries = self._write(drafts, answered=answered)
         rows = {name: pl.concat(parts) for name, parts in fresh.items()}
-        self._online.apply(tick, rows, dict(self.state.rows), self.state.number)
+        self._bring_online(tick, rows)
         self.ports.journal.end_tick(tick, self._fence)
         self._trim()
+        self._tidy(tick)
         for model in self.system.models:
             training = self.state.model(model.name).training
             if model.name in launched and training is not None:
@@ -240,7 +268,7 @@ class Mill:
                 continue
             if source.name in self.state.halted:
                 drafts.append(Draft(tick, "resume", {"source": source.name}))
-            if came and history:
+            if history and (came or source.name in self.state.rows):  # or before a crash, which left this entry out
                 drafts.append(Draft(tick, "loaded", {"source": source.name}))
 
     @staticmethod
@@ -254,13 +282,24 @@ class Mill:
             wakes = self._wakes.get(table.name, tick)
             if (wakes is None or wakes > tick) and not any(name in fresh for name in table.inputs):
                 continue
-            history = any(bool(frame["_history"].any()) for name in table.inputs for frame in fresh.get(name, ()))
-            taken = self._derivation.update(table, tick=tick, code=of(table), history=history)
+            taken = self._derivation.update(table, tick=tick, code=of(table), history=self._after_load(table))
             head = self.ports.lake.head(table.name)
             self._wakes[table.name] = json.loads(head.cursor)["wakes"] if head and head.cursor else None
             if taken is not None:
                 self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
                 fresh.setdefault(table.name, []).append(taken.rows)
+
+    def _after_load(self, table: Table) -> bool:
+        """Tell whether ``table`` has yet to be built and the newest rows of its inputs are of a first load.
+
+        Asked of the lake and not of what this tick took in: a crash may lie between the load and the first build.
+        """
+        heads = [self.ports.lake.head(name) for name in table.inputs]
+        if self.ports.lake.head(table.name) is not None or any(head is None for head in heads):
+            return False
+        newest = max(head.tick for head in heads if head is not None)
+        inputs = [pl.DataFrame(self.ports.lake.scan(name, columns=(TICK, HISTORY))) for name in table.inputs]
+        return any(bool(rows.filter(pl.col(TICK).dt.epoch("us") == newest)[HISTORY].any()) for rows in inputs)
 
     def _drain(self, tick: int, drafts: list[Draft]) -> None:
         for table, log in sorted(self.ports.logs.items()):
@@ -271,10 +310,26 @@ class Mill:
                     watch.remember(table, drained.rows)
 
     def _trim(self) -> None:
-        for table, log in self.ports.logs.items():
+        for table, log in (*self.ports.logs.items(), *self.ports.pushed.items()):
             head = self.ports.lake.head(table)
             if head is not None and head.cursor:
                 log.trim(json.loads(head.cursor))
+
+    def _tidy(self, tick: int) -> None:
+        """Join small fragments and drop old versions of the tables that have many new ones, at most once a day.
+
+        What a table says stays the same, so this is no decision and makes no entry. Not while a training reads.
+        """
+        if self._jobs or (self._tidied_at is not None and tick - self._tidied_at < DAY):
+            return
+        self._tidied_at = tick
+        lake = self.ports.lake
+        for table in lake.tables():
+            head = lake.head(table)
+            if head is not None and head.version - self._tidied.get(table, 0) > TIDY_VERSIONS:
+                lake.compact(table, self._fence)
+                lake.cleanup(table, keep=KEPT_VERSIONS, fence=self._fence)
+                self._tidied[table] = head.version
 
     # Deciding ---------------------------------------------------------------------------------------------------------
 
@@ -368,7 +423,8 @@ class Mill:
         champion = state.version(state.aliases["champion"]) if "champion" in state.aliases else None
         case: Case = "first" if champion is None else "refresh" if champion.recipe == own else "changed"
         rows = _with(self.state, drafts, tick).rows
-        next_seq = {name: rows.get(name, 0) for name in tables_of(model)}
+        heard = ledger.RESERVED_TABLES if rows.get(ledger.FEEDBACK) else ()
+        next_seq = {name: rows.get(name, 0) for name in (*tables_of(model), *heard)}
         rival = champion.training if champion is not None else None
         training = fingerprint(own, judging(model), tick, next_seq, rival)[:16]
         body = {

@@ -77,10 +77,14 @@ class Applied:
 
 
 class OnlineState:
-    """The worker's side: keeps ``store`` current for ``views``. One writer; not safe to share between threads."""
+    """The worker's side: keeps ``store`` current for ``views``. One writer; not safe to share between threads.
 
-    def __init__(self, views: Sequence[View], store: Online) -> None:
+    ``epoch``: of the writer's lease. Once a higher one has claimed the store, writing raises FencedError.
+    """
+
+    def __init__(self, views: Sequence[View], store: Online, *, epoch: int = 0) -> None:
         self._store = store
+        self._epoch = epoch
         self._views: dict[str, tuple[TableView, ...]] = {}
         self._tables: dict[str, Source | Table] = {}
         for view in dict.fromkeys(view for view in views if not isinstance(view, OnDemand)):
@@ -88,6 +92,14 @@ class OnlineState:
             self._views[view.table.name] = (*self._views.get(view.table.name, ()), view)
         self._arrived = dict.fromkeys(self._tables, 0)
         self._kept = dict.fromkeys(self._tables, 0)
+
+    def claim(self) -> None:
+        """Shut earlier writers out. Call it once, before anything else."""
+        self._store.claim(self._epoch)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._store.clear(epoch=self._epoch)
 
     def applied(self) -> Applied | None:
         """Return how far the state is; None when it must be rebuilt: it is empty, or was built for other views."""
@@ -125,7 +137,7 @@ class OnlineState:
             for name in self._tables:
                 if name in rows and rows[name].height:
                     changes.extend(self._merge(snapshot, name, rows[name], tick + 1))
-        self._store.apply(changes, Applied(tick, tick + 1, next_seq, journal).encode())
+        self._store.apply(changes, Applied(tick, tick + 1, next_seq, journal).encode(), epoch=self._epoch)
 
     def rebuild(
         self,
@@ -157,7 +169,7 @@ class OnlineState:
                 for key, _ in snapshot.items(space)
                 if (space, key) not in fresh
             ]
-        self._store.apply([*stale, *changes], Applied(tick, tick + 1, next_seq, journal).encode())
+        self._store.apply([*stale, *changes], Applied(tick, tick + 1, next_seq, journal).encode(), epoch=self._epoch)
         if progress is not None:
             progress("", len(self._tables), len(self._tables))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ import polars as pl
 from tidemill.base.schema import SYSTEM_COLUMNS
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT, LABEL, STATUS, labels
+from tidemill.engine.ledger import key_frame
 from tidemill.engine.metric import Floats
 from tidemill.spec.model import Model
 
@@ -24,18 +25,24 @@ def label_columns(model: Model) -> tuple[str, ...]:
 
 
 def outcomes(
-    model: Model, logged: pl.DataFrame, label_rows: pl.DataFrame, schema: Mapping[str, pl.DataType], now: int
+    model: Model,
+    logged: pl.DataFrame,
+    label_rows: pl.DataFrame,
+    schema: Mapping[str, pl.DataType],
+    now: int,
+    feedback: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Return the mature predictions whose label is known at ``now`` (microseconds), one for each key.
 
     Of several predictions for one key the last that was answered before the label's event counts. ``logged``: rows of
     the ledger for this model, with ``key`` and ``asked``; their other columns are kept. ``schema``: types of the
-    examples' table. Adds the key's columns, ``_asked_at`` and ``_label``; sorted by (asked at, key).
+    examples' table. ``feedback`` as ``example.labels`` takes it. Adds the key's columns, ``_asked_at`` and ``_label``;
+    sorted by (asked at, key).
     """
     keys = key_frame(logged["key"], model.examples.key, schema)
     kept = logged.drop("key", "asked", *(name for name in keys.columns if name in logged.columns))
     asked = keys.with_columns(logged["asked"].alias(ASKED_AT), *kept.get_columns())
-    known = labels(model, asked, label_rows, now).filter(pl.col(STATUS) == "ok").drop(STATUS)
+    known = labels(model, asked, label_rows, now, feedback).filter(pl.col(STATUS) == "ok").drop(STATUS)
     ordered = known.sort(ASKED_AT, *model.examples.key, maintain_order=True)
     return ordered.unique(model.examples.key, keep="last", maintain_order=True)
 
@@ -65,14 +72,3 @@ def _number(value: Any) -> float | None:
 def predictions(texts: pl.Series) -> Floats:
     """Return logged predictions (JSON numbers or lists of them) as an array."""
     return np.array([msgspec.json.decode(text) for text in texts], dtype=np.float64)
-
-
-def key_frame(texts: pl.Series, key: Sequence[str], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return logged keys (JSON lists; times as microseconds) as columns of the examples' table."""
-    rows = [msgspec.json.decode(text) for text in texts]
-    columns = []
-    for place, name in enumerate(key):
-        dtype = schema[name]
-        plain = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
-        columns.append(pl.Series(name, [row[place] for row in rows], dtype=plain).cast(dtype))
-    return pl.DataFrame(columns)

@@ -125,17 +125,13 @@ def derive(
         places.append(whole)
     for limits, members in groups.items():
         rows = np.array(members)
-        own = {
-            name: tables[name].filter(pl.col(SEQ) < limit) for name, limit in zip(read, limits, strict=True)
-        }
+        own = {name: tables[name].filter(pl.col(SEQ) < limit) for name, limit in zip(read, limits, strict=True)}
         parts.append(features(model, own, requests[rows], asked[rows]))
         places.append(rows)
     return pl.concat(parts)[np.argsort(np.concatenate(places), kind="stable")]
 
 
-def _shows_later_rows(
-    table: Source | Table, rows: pl.DataFrame, seen: Ints, asked: Ints
-) -> npt.NDArray[np.bool_]:
+def _shows_later_rows(table: Source | Table, rows: pl.DataFrame, seen: Ints, asked: Ints) -> npt.NDArray[np.bool_]:
     """Tell, for each question, whether a row numbered ``seen`` or more would show at ``asked``."""
     if timeless(table):
         return seen < rows.height

@@ -144,6 +144,8 @@ def cut_faults(system: System, seen: Seen, lake: Lake, fence: Fence, tick: int) 
 
 def _cuts(table: Table, inputs: Mapping[str, pl.DataFrame]) -> list[int]:
     """Return random times, the same for the same function and rows, among those at which a row became known."""
-    times = np.unique(np.concatenate([rows[KNOWN_AT].drop_nulls().dt.epoch("us").to_numpy() for rows in inputs.values()]))
+    times = np.unique(
+        np.concatenate([rows[KNOWN_AT].drop_nulls().dt.epoch("us").to_numpy() for rows in inputs.values()])
+    )
     chosen = np.random.default_rng(seed(of(table))).choice(times, min(CUTS, len(times)), replace=False)
     return sorted(int(time) + 1 for time in chosen)

@@ -41,8 +41,8 @@ class Order:
     """A training to be carried out.
 
     It reads the first ``next_seq`` rows of each table as known before ``as_of`` (microseconds), and learns from
-    examples asked at most ``window`` microseconds earlier (None: all). ``rival``: the training of the champion, None in the case
-    "first".
+    examples asked at most ``window`` microseconds earlier (None: all). ``rival``: the training of the champion, None in
+    the case "first".
     """
 
     model: str

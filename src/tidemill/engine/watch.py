@@ -5,6 +5,7 @@ Predictions of the stretch that reports look at are kept in memory; they are rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -116,6 +117,12 @@ class Watch:
         values = feature_frame(rows["features"], encoding)
         return monitor.drift(self._monitor.drift, profile, values, predictions(rows["prediction"])).as_json()
 
+    def _feedback(self, logged: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
+        if self._lake.head(ledger.FEEDBACK) is None:
+            return None
+        feedback = pl.DataFrame(self._lake.scan(ledger.FEEDBACK))
+        return ledger.feedback_by_key(feedback, logged, self._model, schema)
+
     def _performance(self, champion: Version, rows: pl.DataFrame, tick: int) -> dict[str, Any] | None:
         rule, model = self._monitor.performance, self._model
         if rule is None or champion.judged.get("gate_metric") is None:
@@ -126,7 +133,7 @@ class Watch:
             return None
         label_rows = pl.DataFrame(self._lake.scan(table.name, columns=label_columns(model)))
         schema = pl.DataFrame(self._lake.schema(model.examples.name).empty_table()).schema
-        known = outcomes(model, own, label_rows, schema, tick + 1)
+        known = outcomes(model, own, label_rows, schema, tick + 1, self._feedback(own, schema))
         return monitor.performance(
             rule,
             model.gate.metric,

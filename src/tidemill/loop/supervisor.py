@@ -21,7 +21,7 @@ class ServerProcess:
     """One server process of a project, on loopback. Ends with this process."""
 
     def __init__(self, project: Path, port: int, log: Path) -> None:
-        """Start the server of the declared file ``project`` on ``port`` (0: a free one); what it says goes to ``log``."""
+        """Start the server of the declared file ``project`` on ``port`` (0: a free one), its messages into ``log``."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as errors:
@@ -74,7 +74,7 @@ class ServerProcess:
         return data
 
     def follow(self, number: int, *, timeout: float = 60.0) -> None:
-        """Return once the server has applied journal entry ``number``. Raises TidemillError after ``timeout`` seconds."""
+        """Return once the server has applied journal entry ``number``; TidemillError after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while self.call("GET", "/v1/health")["journal"] < number:
             if time.monotonic() > deadline:

@@ -46,6 +46,10 @@ class Fence(Protocol):
 class Lake(Protocol):
     """Tables of rows. Readers need no lease and see committed versions only; every write is durable when it returns."""
 
+    def claim(self, fence: Fence) -> None:
+        """Wait for commits that an earlier holder of the lease has already begun; after this none of its can begin."""
+        ...
+
     def tables(self) -> tuple[str, ...]:
         """Return the names of the tables, in alphabetical order."""
         ...

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-
 #: Longest key, in bytes.
 MAX_KEY = 500
 
@@ -44,15 +43,23 @@ class Online(Protocol):
         """Open a consistent view. Cheap (microseconds); close it soon, it holds old pages."""
         ...
 
-    def apply(self, changes: Sequence[Change], mark: bytes) -> None:
-        """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process.
+    def claim(self, epoch: int) -> None:
+        """Take over the writing: from now on, batches of a lower epoch are refused, those being made included.
 
-        Raises TidemillError, having changed nothing, when a key is longer than MAX_KEY.
+        Durable. Raises FencedError when a higher epoch has claimed.
         """
         ...
 
-    def clear(self) -> None:
-        """Forget everything, the mark included."""
+    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
+        """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process.
+
+        ``epoch``: of the writer's lease; 0 for a store that no lease guards. Raises, having changed nothing,
+        FencedError when a higher epoch has claimed, and TidemillError when a key is longer than MAX_KEY.
+        """
+        ...
+
+    def clear(self, *, epoch: int = 0) -> None:
+        """Forget everything, the mark included, but not who has claimed. Raises FencedError as ``apply``."""
         ...
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ def push() -> Push:
 
 
 def rows(function: Callable[[int], Iterable[Any]]) -> Rows:
-    """Take rows from ``function(taken)``: dicts, Polars frames or Arrow batches, those after the first ``taken`` rows."""
+    """Take rows from ``function(taken)``: dicts, Polars frames or Arrow batches, all after the first ``taken`` rows."""
     return Rows(function)
 
 

@@ -43,7 +43,7 @@ class Delivery:
     _done: dict[str, int] = field(default_factory=dict)
 
     def until(self, known: int) -> dict[str, int]:
-        """Write every row known at ``known`` (microseconds) or before that is not yet written; returns rows by source."""
+        """Write every row known by ``known`` (microseconds) that is not yet written; return the rows by source."""
         written = {}
         for feed in self.feeds:
             start = self._done.get(feed.name, 0)

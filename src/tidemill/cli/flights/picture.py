@@ -16,13 +16,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tidemill.base.clock import DAY, format_time
-from tidemill.cli.words import decisions, figure
+from tidemill.cli.words import decisions, figure, when
 from tidemill.engine.mill import Mill, Turned
 from tidemill.engine.state import State
 
 _NOTES = (
-    "Each arrival report comes 0 to 90 minutes late (by a hash of its flight); 0.5 % are wrong and corrected days later.",
-    "Questions are asked two hours before departure and see only what was known then.",
+    "Each report of a landing comes 0 to 90 minutes late, by a hash of its flight; 0.5 % are corrected days later.",
+    "Each question is asked at least two hours before departure and sees only what was known then.",
 )
 _SHOWN = 9  # newest decisions
 
@@ -73,6 +73,7 @@ class Picture:
         self._began = time.perf_counter()
         self._printed = 0
         self._month = ""
+        self._trainings: dict[str, float] = {}  # when each training under way was first seen
         self._live = Live(get_renderable=self.draw, console=console, refresh_per_second=6, transient=False)
 
     def __enter__(self) -> Picture:
@@ -99,7 +100,7 @@ class Picture:
             self._month = month
             self._console.print(f"{format_time(scene.now)[:10]}  {scene.sent:,} questions answered so far")
         for at, style, text in scene.decided[self._printed :]:
-            self._console.print(Text(f"{_when(at)}  {text}", style=style), soft_wrap=True)
+            self._console.print(Text(f"{when(at)}  {text}", style=style), soft_wrap=True)
         self._printed = len(scene.decided)
 
     def draw(self) -> RenderableType:
@@ -113,7 +114,7 @@ class Picture:
         head.add_column(justify="right")
         left = f"about {spent / share - spent:.0f} s left" if 0.02 < share < 1 else ""
         day = f"day {(scene.now - scene.start) // DAY} of {(scene.end - scene.start) // DAY}" if scene.now else ""
-        head.add_row(Text(_when(scene.now) if scene.now else "", style="bold"), day, f"{spent:.0f} s  {left}")
+        head.add_row(Text(when(scene.now) if scene.now else "", style="bold"), day, f"{spent:.0f} s  {left}")
         body = Table.grid(padding=(0, 2))
         body.add_column(style="dim", min_width=9)
         body.add_column()
@@ -123,13 +124,22 @@ class Picture:
         log.add_column(style="dim", no_wrap=True)
         log.add_column()
         for at, style, text in scene.decided[-_SHOWN:]:
-            log.add_row(_when(at), Text(text, style=style))
+            log.add_row(when(at), Text(text, style=style))
         notes = Text("\n".join(_NOTES), style="dim")
         bar = ProgressBar(total=1.0, completed=share, width=None)
         parts: list[RenderableType] = [head, bar, Text(), body]
         if scene.decided:
             parts += [Text(), Text("decisions", style="dim"), log]
         return Panel(Group(*parts, Text(), notes), title="tidemill · flights 2013", title_align="left", padding=(0, 1))
+
+    def _left(self, model: str, share: float) -> str:
+        """Return how long a training will still take, by how long its share took."""
+        now = time.perf_counter()
+        if share <= 0 or model not in self._trainings:
+            self._trainings[model] = now
+            return ""
+        left = (now - self._trainings[model]) * (1 - share) / share
+        return f"   about {left:.0f} s left" if share < 1 else ""
 
     def _lines(self) -> list[tuple[str, RenderableType]]:
         scene, state = self._scene, self._scene.state
@@ -149,16 +159,22 @@ class Picture:
             if "champion" in model.aliases:
                 version = model.version(model.aliases["champion"])
                 metrics: Mapping[str, Any] = version.judged.get("metrics", {})
-                said = "   ".join(f"{metric} {figure(value)}" for metric, value in metrics.items())
-                lines.append(("champion", f"{name} v{version.number} since {_when(version.tick)}"))
+                order = next(each.metrics for each in self._mill.system.models if each.name == name)
+                said = "   ".join(f"{metric} {figure(metrics[metric])}" for metric in order if metric in metrics)
+                lines.append(("champion", f"{name} v{version.number} since {when(version.tick)}"))
                 lines.append(("judged", said))
             progress = self._mill.progress().get(name)
             if model.training is not None:
                 doing = progress.doing if progress else "waiting for its hour"
                 bar = Table.grid(padding=(0, 1))
                 done, total = (progress.done, max(progress.total, 1)) if progress else (1, 1)
-                bar.add_row(ProgressBar(total=total, completed=done, width=24), Text(doing, style="cyan"))
+                bar.add_row(
+                    ProgressBar(total=total, completed=done, width=24),
+                    Text(f"{doing}{self._left(name, done / total)}", style="cyan"),
+                )
                 lines.append(("training", bar))
+            else:
+                self._trainings.pop(name, None)
             if model.watched:
                 lines.extend(_watched(model.watched))
         if scene.sent:
@@ -172,12 +188,9 @@ def _watched(body: Mapping[str, Any]) -> list[tuple[str, RenderableType]]:
     performance, drift = body["performance"], body["drift"]
     if performance:
         live = performance["live"]
-        lines.append(
-            (
-                "labels",
-                f"{live['rows']:,} known for the last week's mature questions: {performance['metric']} {figure(live)}",
-            )
-        )
+        judged = figure({**performance["judged"], "low": None})
+        known = f"{performance['metric']} {figure(live)} on {live['rows']:,} recent questions (judged {judged})"
+        lines.append(("labels", known))
     if drift and drift["shifts"]:
         worst = drift["shifts"][0]
         style = "yellow" if drift["drifted"] else ""
@@ -185,7 +198,3 @@ def _watched(body: Mapping[str, Any]) -> list[tuple[str, RenderableType]]:
         text = f"furthest {name}, PSI {worst['psi']:.2f} (alarm above {drift['over']:g})"
         lines.append(("drift", Text(text, style=style)))
     return lines
-
-
-def _when(tick: int) -> str:
-    return format_time(tick)[:16].replace("T", " ")

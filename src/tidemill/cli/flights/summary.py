@@ -32,6 +32,7 @@ MODEL = "late_arrival"
 class Scores:
     """Quality on the questions whose label is known: as served, by the first version alone, and from schedules only."""
 
+    example: str
     questions: int
     known: int
     served: Interval
@@ -54,6 +55,7 @@ def score(project: Project, start: int) -> Scores:
         return interval("roc_auc", actual, prediction, asked, seed=0, block=DAY)
 
     return Scores(
+        known["id"][-1],
         logged.height,
         known.height,
         auc(predictions(known["prediction"])),
@@ -110,4 +112,22 @@ def summarise(project: Project, scene: Scene, start: int, end: int) -> Renderabl
     return Group(
         Panel(Group(built, Text(), figures), title="what was built, and how good it was", title_align="left"),
         Panel(told, title="what was decided, and why", title_align="left"),
+        Panel(_next(project, scores.example), title="try next", title_align="left"),
     )
+
+
+def _next(project: Project, prediction: str) -> RenderableType:
+    folder = project.path.parent.name
+    commands = Table.grid(padding=(0, 2))
+    commands.add_column(style="bold", no_wrap=True)
+    commands.add_column(style="dim")
+    for command, why in (
+        (f"cd {folder}", "system.py there declares everything you saw"),
+        (f"tidemill trace {prediction[:12]}", "account for one prediction: data, features, model, label"),
+        ("tidemill parity --limit 1000", "derive a thousand of them again from the lake, bit for bit"),
+        ("tidemill journal", "everything that was decided, with its reasons"),
+        ("tidemill history late_arrival --at 2013-11-15", "who was live then"),
+        ("tidemill backtest", "rehearse this policy against never retraining"),
+    ):
+        commands.add_row(command, why)
+    return commands
