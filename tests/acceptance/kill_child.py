@@ -33,7 +33,7 @@ from tidemill.adapters.sql_journal import SqlJournal
 from tidemill.engine import mill as mills
 from tidemill.engine.mill import Mill
 from tidemill.engine.state import fold
-from tidemill.project import _TASKS, Project, _Trainer
+from tidemill.project import Project
 from tidemill.server.app import App, Limits
 from tidemill.server.main import bind, run, serving
 
@@ -130,8 +130,9 @@ def work(channel: Channel, path: Path, order: dict[str, Any]) -> None:
     lease = workspace.journal.acquire()
     mill = project.mill(lease)
     if order["executor"] == "inline":
-        inline = _Trainer(InlineExecutor(_TASKS, threads=1), project.path)
-        mill = Mill(project.system, replace(mill.ports, executor=inline), lease)
+        executor: Any = mill.ports.executor
+        executor = replace(executor, inner=InlineExecutor({"train": "tidemill.loop.training:run"}, threads=1))
+        mill = Mill(project.system, replace(mill.ports, executor=executor), lease)
     mill.start()
     channel.send({"ticks": list(workspace.journal.ticks()), "folds": fold(workspace.journal.read()) == mill.state})
     while (order_ := channel.receive()) is not None:

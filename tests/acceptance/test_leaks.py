@@ -24,6 +24,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 import tidemill as tm
 from tidemill.base.clock import DAY, HOUR, parse_time
@@ -107,7 +108,8 @@ def model(*planted: View | str, **changed: Any) -> Model:
 
 def trained(declared: Model, tables: dict[str, pl.DataFrame]) -> Trained:
     order = Order(declared.name, "t", "first", NOW, None, {name: rows.height for name, rows in tables.items()}, None)
-    return train(declared, tables, order, None, lambda _: None)
+    with threadpool_limits(1):
+        return train(declared, tables, order, None, lambda _: None)
 
 
 def warned(made: Trained, kind: str) -> list[str]:
@@ -149,7 +151,7 @@ def test_a_random_split_is_warned_about(tables: dict[str, pl.DataFrame]) -> None
 
 def test_a_random_split_of_a_frame_is_warned_about(tables: dict[str, pl.DataFrame]) -> None:
     frame = training_set(model(), tables, NOW).frame
-    parts = segregate(frame, {"train": 0.8, "test": 0.2}, by="seed", seed=1, label="_label")
+    parts = segregate(frame, {"train": 0.8, "test": 0.2}, by="key", key=["flight_id"], seed=1)
     assert _kinds(parts.warnings) == {"overlap"}
     parts = segregate(frame, {"train": 0.8, "test": 0.2}, by="time", label="_label")
     assert "overlap" not in _kinds(parts.warnings)
@@ -209,7 +211,8 @@ arrivals = tm.Source("arrivals", tm.files("arrivals/*.csv"), key="flight_id", ev
 
 @tm.table("usual", key="flight_id", event_time="landed", known_at="reported")
 def usual(arrivals):
-    return arrivals.select("flight_id", "carrier", "landed", "reported", usual=pl.col("arr_delay").mean().over("carrier"))
+    mean = pl.col("arr_delay").mean().over("carrier")
+    return arrivals.select("flight_id", "carrier", "landed", "reported", usual=mean)
 
 late = tm.Model("late", examples=arrivals, asked_at=tm.after("reported", "1h"),
     label=tm.Label(arrivals, "arr_delay", within="2d"), estimator=LinearRegression(),
@@ -286,7 +289,7 @@ def test_a_same_hour_mean_made_elsewhere_is_warned_about(tables: dict[str, pl.Da
 def test_the_delay_of_departure_is_warned_about(tables: dict[str, pl.DataFrame]) -> None:
     made = trained(model("dep_delay"), tables)
     (what,) = warned(made, "giveaway")
-    assert "feature 'dep_delay' by itself orders the labels with an AUC of 0.9" in what
+    assert "feature 'dep_delay' by itself orders the labels with an AUC of 0.8" in what
     assert auc(made) > 0.85  # it would have looked splendid
 
 
@@ -355,12 +358,12 @@ def test_the_labels_column_in_the_examples_own_row_is_refused() -> None:
     flat = Source(
         "flat", tm.files("flat/*.csv"), key="flight_id", event_time="landed", known_at=tm.before("landed", "30d")
     )
-    hours = tm.OnDemand("hours", {"late": pl.col("arr_delay") / 60})
-    declared = model(
-        "arr_delay", hours, examples=flat, asked_at=tm.before("landed", "8h"), label=Label(flat, pl.col("arr_delay") > 15, within="2d"),
-    )  # fmt: skip
-    said = faults(declared)
-    assert any("gives the label away: the label is computed from 'arr_delay' of the same row" in each for each in said)
+    label = Label(flat, pl.col("arr_delay") > 15, within="2d")
+    for planted in ("arr_delay", tm.OnDemand("hours", {"late": pl.col("arr_delay") / 60})):
+        said = faults(model(planted, examples=flat, asked_at=tm.before("landed", "8h"), label=label))
+        assert any(
+            "gives the label away: the label is computed from 'arr_delay' of the same row" in each for each in said
+        )
 
 
 def test_the_labels_column_that_the_examples_lack_is_refused(tables: dict[str, pl.DataFrame]) -> None:

@@ -14,11 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 from tidemill import project as projects
-from tidemill.base.clock import format_time, parse_duration, parse_time
+from tidemill.base.clock import format_duration, format_time, parse_duration, parse_time
 from tidemill.base.errors import TidemillError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, section
 from tidemill.cli.words import figure, when
+from tidemill.engine.rehearse import Difference
 from tidemill.ports.journal import Entry
 from tidemill.rehearsal import Backtest, Rehearsed, asking, backtest, past_of, period, recorded, replay_record
 from tidemill.spec.system import Policy, Trigger, every, on_drift, on_drop
@@ -56,7 +57,7 @@ def command(
 ) -> None:
     """Rehearse retraining policies on your own past, with the code that runs live, and compare what they earn.
 
-    Rows come when they became known, questions when they would have been asked. Without --policy, the declared policy
+    Rows come when they became known, questions when they would have been asked (to the tick). Without --policy, the declared policy
     is held against never retraining:
 
     \b
@@ -147,10 +148,11 @@ def policy_of(words: str, declared: Policy) -> Policy:
                 window = _duration(duration, part)
             case _:
                 raise TidemillError(f"--policy: {part!r} is not understood. {_WORDS}")
-    made = Policy(retrain=triggers if triggers or retrains else declared.retrain)
-    object.__setattr__(made, "window", window)
-    object.__setattr__(made, "takes", declared.takes)
-    return made
+    return Policy(
+        retrain=triggers if triggers or retrains else declared.retrain,
+        window="all" if window is None else format_duration(window),
+        takes=format_duration(declared.takes),
+    )
 
 
 def _checked(duration: str, where: str) -> str:
@@ -255,20 +257,21 @@ def _plain(made: Backtest) -> dict[str, Any]:
 
 def _replay(project: projects.Project, *, as_json: bool) -> None:
     run = recorded(project)
-    difference = None
+    difference: Difference | None = None
     with _progress(quiet=as_json) as tell:
-        for done, (tick, difference) in enumerate(replay_record(project.system, run), 1):
+        for done, (tick, found) in enumerate(replay_record(project.system, run), 1):
             tell(done, len(run.ticks), format_time(tick)[:10])
+            difference = found
     same = len(run.entries)
     if difference is not None:
         number = (difference.live or difference.replayed or run.entries[-1]).number
         same = number - 1
     if as_json:
-        found = difference and {
+        first = difference and {
             "live": difference.live and _entry(difference.live),
             "replayed": difference.replayed and _entry(difference.replayed),
         }
-        echo_json({"identical": difference is None, "entries": len(run.entries), "same": same, "difference": found})
+        echo_json({"identical": difference is None, "entries": len(run.entries), "same": same, "difference": first})
     else:
         out = console()
         if difference is None:

@@ -24,9 +24,7 @@ _PROBE_SECONDS = 0.5
 def console() -> Console:
     """Return the console that commands print on: no colours of its own choosing, at most 110 columns."""
     made = Console(highlight=False)
-    if not made.is_terminal:
-        made.width = _WIDTH
-    elif made.width > _WIDTH:
+    if not made.is_terminal or made.width > _WIDTH:
         made.width = _WIDTH
     return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +74,7 @@ def built(project: Project, state: State) -> Built:
 
 def _models(project: Project, state: State) -> dict[str, BuiltModel]:
     """Return the models that have a champion, with the recipe that it was trained by."""
-    recipes: dict[str, dict[str, Any]] = {}
-    for entry in project.workspace.journal.read(kinds=["declare"]):
-        for parts in entry.body["declared"]["models"].values():
-            recipes[fingerprint(parts["recipe"])] = parts["recipe"]
-    found = {}
+    recipes, found = recipes_declared(project), {}
     for name, model in state.models.items():
         if "champion" in model.aliases:
             version = model.version(model.aliases["champion"])
@@ -88,17 +83,10 @@ def _models(project: Project, state: State) -> dict[str, BuiltModel]:
     return found
 
 
-def changed_recipes(project: Project, state: State) -> dict[str, tuple[str, ...]]:
-    """Return why models must be trained anew because their recipe changed, by name; not those where that was tried."""
-    found = {}
-    for item in plan(project.system, built(project, state)).items:
-        name = item.what.removeprefix("model '").removesuffix("'")
-        if item.action == "retrain":
-            found[name] = item.why
-    return found
-
-
-def fail(faults: int) -> None:
-    """End with 1 when there are faults."""
-    if faults:
-        sys.exit(1)
+def recipes_declared(project: Project) -> dict[str, dict[str, Any]]:
+    """Return the parts of every recipe that was ever declared in the workspace, by their fingerprint."""
+    return {
+        fingerprint(parts["recipe"]): parts["recipe"]
+        for entry in project.workspace.journal.read(kinds=["declare"])
+        for parts in entry.body["declared"]["models"].values()
+    }

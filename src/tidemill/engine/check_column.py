@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from tidemill.base.errors import Fault
@@ -119,10 +120,15 @@ _SAMPLES: dict[Kind, list[Any]] = {
 
 
 def _sample(schema: Schema) -> pl.DataFrame:
-    """Return six rows with repeats and a null, in no order; a category or type that cannot hold a value gets null."""
+    """Return twelve rows with repeats and nulls; a category or type that cannot hold a value gets null.
+
+    Each column has an order of its own: were all alike, rows of one group would hold the same values, and what reads
+    its group (``pl.col("x").mean().over("y")``) could not be told from what reads itself.
+    """
     columns = []
-    for name, dtype in schema.items():
-        values = pl.Series(name, _SAMPLES[kind(dtype)])
+    for place, (name, dtype) in enumerate(schema.items()):
+        drawn = [each for _ in range(2) for each in _SAMPLES[kind(dtype)]]
+        values = pl.Series(name, [drawn[each] for each in np.random.default_rng(place).permutation(len(drawn))])
         if dtype == pl.Datetime and getattr(dtype, "time_zone", None) is None:
             values = values.dt.replace_time_zone(None)
         columns.append(values.cast(dtype, strict=False))
@@ -131,8 +137,8 @@ def _sample(schema: Schema) -> pl.DataFrame:
 
 def _reads_other_rows(value: pl.Expr, schema: Schema) -> bool:
     """Tell whether the expression gives made-up rows other values together than one by one."""
+    rows = _sample(schema)
     try:
-        rows = _sample(schema)
         together = rows.select(value).to_series()
         alone = [rows.slice(place, 1).select(value).to_series() for place in range(rows.height)]
     except Exception:

@@ -26,7 +26,8 @@ STATUS = "_status"
 class TrainingSet:
     """What a model may learn from.
 
-    ``frame``: the example's key, ``_asked_at``, the model's columns and ``_label``, sorted by (asked at, key).
+    ``frame``: the example's key, the model's slices, ``_asked_at``, the model's columns and ``_label``, by (asked at,
+    key).
     ``counts``: how many were left out, by reason: "no_example" (keys), and of examples "outside_window", "immature",
     "no_label", "null_label".
     """
@@ -165,6 +166,8 @@ def training_set(model: Model, tables: Mapping[str, pl.DataFrame], now: int, win
     rows = judged.filter(pl.col(STATUS) == "ok")
     asked = rows[ASKED_AT].to_physical().to_numpy()
     columns = features(model, tables, rows, asked)
-    # A key column that is a feature, too, is there once.
-    frame = rows.select(*model.examples.key, ASKED_AT).with_columns(columns.get_columns()).with_columns(rows[LABEL])
+    # A key column or slice that is a feature, too, is there once.
+    slices = [name for name in model.slices if name in rows.columns]
+    own = rows.select(*dict.fromkeys((*model.examples.key, *slices, ASKED_AT)))
+    frame = own.with_columns(columns.get_columns()).with_columns(rows[LABEL])
     return TrainingSet(frame, counts)

@@ -1,8 +1,8 @@
 """Rehearsal: the past, or the record of a live run, turned through the mill again under a virtual clock.
 
 **The past** is all versions of every source's rows. What was known at the start is put into an empty lake as it was;
-the rest is delivered at the tick by which it was known, and questions are asked at the tick by which they would have
-been.
+the rest is delivered at the tick by which it was known, and questions are answered as of the tick before they would
+have been asked.
 **The record** of a live run is what came in from outside: the ticks, the rows of each commit, who asked what when, the
 requests by hand. Fed to a fresh mill, it gives the same journal entries, byte for byte.
 
@@ -122,15 +122,16 @@ class Asked:
 
 
 def past_questions(model: Model, rows: pl.DataFrame, ticks: Sequence[int]) -> dict[int, Asked]:
-    """Return every example of ``rows`` (all versions of the examples' table) by the first tick not before its asked-at.
+    """Return every example of ``rows`` (all versions of the examples' table) by the last tick not after its asked-at.
 
-    Those asked before the first of ``ticks`` (at least one) or after the last are left out.
+    That is how a server answers between two ticks: as of the one before. Those asked before the first of ``ticks`` (at
+    least two), or later than their distance after the last, are left out.
     """
     found, _ = examples(model, rows, 2**62)
     asked = found[ASKED_AT].to_physical()
-    place = pl.Series(ticks, dtype=pl.Int64).search_sorted(asked, side="left").cast(pl.Int64)
+    place = pl.Series(ticks, dtype=pl.Int64).search_sorted(asked, side="right").cast(pl.Int64) - 1
     inside = found.select(model.request_columns).with_columns(place.alias("_place"))
-    inside = inside.filter((asked >= ticks[0]) & (pl.col("_place") < len(ticks)))
+    inside = inside.filter((asked >= ticks[0]) & (asked < 2 * ticks[-1] - ticks[-2]))
     parts = inside.partition_by("_place", as_dict=True, include_key=False, maintain_order=True)
     return {ticks[int(place)]: Asked(model.name, part, [""] * part.height) for (place,), part in parts.items()}
 

@@ -78,7 +78,7 @@ class Model:
 
     ``examples``: the table whose rows are the things asked about. ``asked_at``: when, a column or an offset of one.
     ``features``: views, and columns of ``examples`` by name. ``kpis``: named functions ``(truth, prediction) -> float``
-    of two NumPy arrays. ``slices``: columns of the training frame by which metrics are broken down.
+    of two NumPy arrays. ``slices``: columns of ``examples`` or features by which metrics are broken down.
     """
 
     name: str

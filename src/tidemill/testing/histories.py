@@ -7,6 +7,7 @@ late rows, rows known in advance and windows that end exactly on a row are the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,15 @@ GROUPS = ("a", "b")
 NEVER = "never"
 
 _FLOATS = (
-    0.0, 1.0, -1.0, 0.1, 0.2, 0.3, -2.5, 1 / 3, 1e9, 1e9 + 0.1, 1e9 + 1, -1e9, 1e16, 1e-9, 5e-324, 1e-160, 1e160,
+    0.0, 1.0, -1.0, 0.1, 0.2, 0.3, -2.5, 1 / 3, 1e9, 1e9 + 0.1, 1e9 + 1, -1e9, 1e16, 1e-9, 1e-160, 1e160,
     123456.789, 3.141592653589793,
 )  # fmt: skip
-_INTS = (0, 1, -1, 2, 3, 7, 10**9, -(10**9), 2**53 + 1, -(2**40))
+#: Signed zeros, what is not finite, numbers without an implicit bit, and numbers whose sums and squares overflow.
+_EXTREMES = (
+    0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, -5e-324, 2.225073858507201e-308, 2.2250738585072014e-308,
+    1e308, -1e308, 1.7976931348623157e308,
+)  # fmt: skip
+_INTS = (0, 1, -1, 2, 3, 7, 10**9, -(10**9), 2**53 + 1, -(2**40), 2**63 - 1, -(2**63))
 
 
 def moments() -> st.SearchStrategy[int]:
@@ -57,7 +63,8 @@ def values(dtype: pl.DataType) -> st.SearchStrategy[Any]:
     """Return non-null values of a Polars type (Float64, Int64, Boolean, String or Datetime)."""
     match dtype:
         case pl.Float64():
-            return st.sampled_from(_FLOATS) | st.floats(-1e6, 1e6, allow_subnormal=False).map(lambda value: value + 0.0)
+            ordinary = st.sampled_from(_FLOATS)
+            return st.one_of(ordinary, ordinary, st.sampled_from(_EXTREMES), st.floats(-1e6, 1e6))
         case pl.Int64():
             return st.sampled_from(_INTS)
         case pl.Boolean():

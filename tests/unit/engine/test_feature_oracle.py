@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from tidemill.spec.source import Source
 from tidemill.testing.histories import FAR, ORIGIN, STEP, TIME, edges, frame, histories, questions, request_frame
 from tidemill.testing.oracle import Oracle, Row, plain
 
-EXAMPLES = int(os.environ.get("TIDEMILL_ORACLE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("TIDEMILL_ORACLE_EXAMPLES", "12"))
 quickly = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -45,6 +46,8 @@ PRICES = tm.Source("prices", tm.files("*"), key="id", known_at="published")
 PLANE = {name: dtype for name, dtype in FLIGHT.items() if name != "landed"}
 
 OVER = ("30m", "150m", "1d")
+#: Of no length, of the shortest, and longer than any history.
+EDGE = ("0s", "1us", "36500d")
 FEATURES = {
     "n": tm.count(over=OVER),
     **{
@@ -65,9 +68,24 @@ VIEWS: dict[str, View] = {
     "windows on another column": tm.Aggregation(
         "v", ARRIVALS, by="carrier", features={"n": tm.count(over=OVER)}, on={"carrier": "origin"}
     ),
+    "windows of edge lengths": tm.Aggregation(
+        "v",
+        ARRIVALS,
+        by="carrier",
+        features={
+            "n": tm.count(over=EDGE),
+            **{
+                function: getattr(tm, function)("delay", over=EDGE)
+                for function in ("sum", "mean", "std", "min", "max", "first", "last", "n_unique")
+            },
+        },
+    ),
+    "windows by a number": tm.Aggregation("v", ARRIVALS, by="delay", features={"n": tm.count(over=OVER)}),
     "windows of a table keyed by time": tm.Aggregation("v", WEATHER, by="origin", features=FEATURES),
     "latest": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay", "seats", "ok", "landed"]),
     "latest within": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="1h"),
+    "latest within nothing": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="0s"),
+    "latest within a century": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="36500d"),
     "latest of two columns": tm.Latest("v", ARRIVALS, by=("carrier", "ok"), columns=["id", "delay"], within="1h"),
     "latest of a table keyed by time": tm.Latest("v", WEATHER, by="origin", columns=["delay"], within="90m"),
     "ahead": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], ahead=True),
@@ -103,7 +121,7 @@ def types_of(source: Source) -> dict[str, pl.DataType]:
 
 def exact(value: Any) -> tuple[str, Any]:
     """Return a value that is equal only to that of the same type and, for a float, the same bits."""
-    return type(value).__name__, value.hex() if isinstance(value, float) else value
+    return type(value).__name__, struct.pack("<d", value) if isinstance(value, float) else value
 
 
 def same(ours: Sequence[Row], theirs: Sequence[Row]) -> None:

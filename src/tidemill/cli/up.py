@@ -1,0 +1,305 @@
+"""``tidemill up``: one worker that turns the mill, and a server beside it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from tidemill import project as projects
+from tidemill.base.clock import SECOND, SystemClock, format_duration, format_time, parse_duration
+from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
+from tidemill.cli.check import inspect
+from tidemill.cli.common import project_option
+from tidemill.cli.layout import console, count, endpoint_file, print_faults
+from tidemill.cli.plan import recipes_declared
+from tidemill.cli.words import decisions, when
+from tidemill.engine.change import changes
+from tidemill.engine.fingerprint import recipe, recipe_fingerprint
+from tidemill.engine.mill import Mill, Turned, declared
+from tidemill.loop.supervisor import ServerProcess
+from tidemill.loop.worker import next_tick, work
+from tidemill.project import Project
+from tidemill.spec.source import Push
+
+Say = Callable[[str, str], None]
+
+_PULSE = 0.5  # seconds between looks at the trainings and the server
+_PATIENCE = 60.0  # seconds at most between attempts to start a server that will not stay up
+
+
+@click.command(name="up", short_help="Build what is missing, serve, and keep the mill turning.")
+@project_option
+@click.option("--once", is_flag=True, help="Do what is due, wait for trainings, and exit: for scripts and CI.")
+@click.option(
+    "--wait", default="5m", show_default=True, help="With --once: wait this long for a training to take effect."
+)
+def command(path: Path, once: bool, wait: str) -> None:
+    """Check the file, build what is missing, open the endpoint, and keep the mill turning until Ctrl-C.
+
+    Every tick takes in new rows, watches what was served and decides; each decision is a line here and an entry of the
+    journal. A training takes effect a declared time after its start (Policy(takes=…)). With --once there is no
+    endpoint: one tick is turned, the trainings it started are waited for, and those that take effect within --wait do
+    so. Then it exits, with 1 when a check fails, a source stands still, a training fails, or a gate refuses.
+    """
+    try:
+        patience = parse_duration(wait)
+    except ValueError as error:
+        raise TidemillError(f"--wait: {error}") from error
+    out = console()
+    project = projects.open(path)
+    if declared(project.system) != project.state().declared:
+        faults = inspect(project).faults
+        if faults:
+            out.print(f"[bold red]{count(len(faults), 'fault')}[/] in {project.path.name}; nothing was done.")
+            print_faults(out, faults, style="red")
+            sys.exit(1)
+    lease = project.workspace.journal.acquire()
+    try:
+        _request_changed_recipes(project)
+        run = _Run(project, project.mill(lease), out)
+        try:
+            healthy = run.once(patience) if once else run.keep_turning()
+        finally:
+            run.close()
+    finally:
+        lease.release()
+    if not healthy:
+        sys.exit(1)
+
+
+def _request_changed_recipes(project: Project) -> None:
+    """Ask for a training of each model whose champion was made by another recipe, unless this one was tried."""
+    journal, state = project.workspace.journal, project.state()
+    for model in project.system.models:
+        known = state.model(model.name)
+        if "champion" not in known.aliases:
+            continue
+        own, champion = recipe_fingerprint(model, project.system.policy), known.resolve("champion")
+        tried = {entry.body["recipe"] for entry in journal.read(kinds=["train"]) if entry.body["model"] == model.name}
+        asked = {request.body.get("model") for request in journal.requests() if request.kind == "retrain"}
+        if own == champion.recipe or own in tried or model.name in asked:
+            continue
+        why = changes(recipes_declared(project).get(champion.recipe, {}), recipe(model, project.system.policy))
+        journal.request("retrain", {"model": model.name, "reason": f"the recipe has changed ({'; '.join(why[:3])})"})
+
+
+class _Run:
+    """One run of the worker: turns the mill and tells what it decides."""
+
+    def __init__(self, project: Project, mill: Mill, out: Console) -> None:
+        self._project, self._mill, self._out = project, mill, out
+        self._clock, self._stop = SystemClock(), threading.Event()
+        self._endpoint = _Endpoint(project, self._say)
+        self._healthy = True
+        self._serving = False
+        self._status: Status | None = None
+
+    def once(self, patience: int) -> bool:
+        """Turn one tick, and those at which trainings take effect within ``patience`` microseconds of now."""
+        until = self._clock.now() + patience
+        with self._shown("starting"):
+            tick = self._first_tick()
+            while under_way := [each.training for each in self._mill.state.models.values() if each.training]:
+                self._show("training")
+                results = self._mill.results()
+                ready = max(training.ready for training in under_way)
+                if ready > until:
+                    for name, result in results.items():
+                        self._tell_early(name, result, ready)
+                    break
+                self._clock.sleep_until(max(ready, tick + SECOND))
+                tick = self._now(tick)
+                self._turned(self._mill.tick(tick))
+        return self._healthy
+
+    def keep_turning(self) -> bool:
+        """Turn ticks until SIGINT or SIGTERM; a second one does not wait for the tick under way."""
+        before = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with self._shown("starting"):
+                tick = self._first_tick()
+                self._serving = True
+                self._serve()
+                self._show("waiting for the next tick")
+                work(self._mill, self._clock, self._stop, self._turned, last=tick)
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        self._say("", "Stopped. Nothing is lost; go on with: tidemill up")
+        return True
+
+    def close(self) -> None:
+        """Stop the server and the trainings under way; the next start takes those up again."""
+        self._stop.set()
+        self._endpoint.stop()
+        self._mill.stop()
+
+    def _first_tick(self) -> int:
+        """Start the mill and turn the first tick now, also when this period of the grid has had its tick."""
+        recovered = self._mill.start()
+        last = max(self._project.workspace.journal.ticks(), default=None)
+        now = self._clock.now()
+        if last is not None and last >= now:
+            raise WorkspaceError(
+                f"The newest tick of this workspace, {format_time(last)}, lies ahead of this machine's clock "
+                f"({format_time(now)}). Set the clock right."
+            )
+        tick = next_tick(now, self._mill.system.tick, last)
+        if last is not None and tick > now:
+            tick = self._now(last)
+        turned = self._mill.tick(tick)
+        changed = [entry for entry in (*recovered, *turned.entries) if entry.kind != "declare"]
+        if turned.rows:
+            taken = ", ".join(f"{name} {rows:,}" for name, rows in turned.rows.items() if rows)
+            self._say("", f"{when(tick)}  rows taken in: {taken or 'none'}")
+        if not changed and not recovered:
+            self._say("", self._as_declared())
+        elif not changed:
+            self._say("", f"{when(tick)}  the new declaration is in force; nothing had to be built")
+        self._turned(turned)
+        return tick
+
+    def _now(self, last: int) -> int:
+        """Return the time as a tick: to the second, where that lies after ``last``."""
+        now = self._clock.now()
+        whole = now - now % SECOND
+        return whole if whole > last else max(now, last + 1)
+
+    def _as_declared(self) -> str:
+        state = self._mill.state
+        tables = [table.name for table in self._mill.system.tables if table.name in state.rows]
+        models = [
+            f"{model.name} v{state.model(model.name).aliases['champion']}"
+            for model in self._mill.system.models
+            if "champion" in state.model(model.name).aliases
+        ]
+        rows = sum(state.rows[name] for name in tables)
+        parts = [count(len(tables), "table"), count(rows, "row"), *models]
+        return f"Nothing new: {', '.join(parts)}, as declared."
+
+    def _turned(self, turned: Turned) -> None:
+        for entry in turned.entries:
+            refused = entry.kind == "judge" and entry.body["judged"]["verdict"]["outcome"] == "refuse"
+            if refused or entry.kind in ("fail", "halt"):
+                self._healthy = False
+            for style, text in decisions(entry):
+                self._say(style, f"{when(entry.tick)}  {text}")
+        if self._serving and any(entry.kind == "alias" for entry in turned.entries):
+            self._serve()
+        self._show("waiting for the next tick")
+
+    def _tell_early(self, name: str, result: object, ready: int) -> None:
+        """Say how a training ended whose hour has not come."""
+        if isinstance(result, TrainingError):
+            self._healthy = False
+            self._say("red", f"{name}: the training failed: {str(result).splitlines()[0]}")
+            return
+        assert isinstance(result, dict)
+        verdict = result["judged"]["verdict"]
+        self._healthy &= verdict["outcome"] != "refuse"
+        said = {"pass": ("green", "passes the gate"), "refuse": ("red", "is refused by the gate")}
+        style, word = said.get(verdict["outcome"], ("yellow", "is not decided"))
+        self._say(style, f"{name}: trained; it {word}: {'; '.join(verdict['reasons'])}")
+        left = format_duration(max(0, ready - self._clock.now()) // SECOND * SECOND)
+        self._say("dim", f"It takes effect at the first tick from {when(ready)} UTC ({left} from now; see --wait).")
+
+    def _serve(self) -> None:
+        state, system = self._mill.state, self._mill.system
+        champion = any("champion" in state.model(model.name).aliases for model in system.models)
+        if champion or any(isinstance(source.reader, Push) for source in system.sources):
+            self._endpoint.start(state.number)
+
+    # Showing ----------------------------------------------------------------------------------------------------------
+
+    def _say(self, style: str, text: str) -> None:
+        self._out.print(Text(text, style=style), soft_wrap=not self._out.is_terminal)
+
+    def _shown(self, doing: str) -> Status | _Quiet:
+        self._status = Status(doing, console=self._out, spinner_style="dim") if self._out.is_terminal else None
+        if self._status is not None:
+            threading.Thread(target=self._pulse, args=(self._status,), daemon=True).start()
+        return self._status or _Quiet()
+
+    def _show(self, doing: str) -> None:
+        if self._status is not None:
+            self._status.update(Text(doing, style="dim"))
+
+    def _pulse(self, status: Status) -> None:
+        """Show how far trainings are, while there are any."""
+        while not self._stop.wait(_PULSE):
+            parts = []
+            for name, progress in self._mill.progress().items():
+                if progress.done < progress.total:
+                    parts.append(f"{name}: {progress.doing} ({progress.done} of {progress.total})")
+            if parts:
+                status.update(Text("; ".join(parts), style="cyan"))
+
+    def _on_signal(self, _: int, __: FrameType | None) -> None:
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        self._stop.set()
+
+
+class _Quiet:
+    """Stands in for the status line where there is no terminal."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class _Endpoint:
+    """Keeps one server up, from ``start`` on, in a thread of its own. A server that ends is started again."""
+
+    def __init__(self, project: Project, say: Say) -> None:
+        self._project, self._say = project, say
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, number: int) -> None:
+        """Start the server, once; it is open when it has followed journal entry ``number``. Returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep, args=(number,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the server when there is one."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _keep(self, number: int) -> None:
+        workspace, port = self._project.workspace, self._project.system.endpoint.port
+        file, delay = endpoint_file(workspace), 1.0
+        while not self._ended.is_set():
+            server: ServerProcess | None = None
+            try:
+                server = ServerProcess(self._project.path, port, workspace.root / "log" / "server.txt")
+                server.follow(number)
+                port = server.port  # a free one stays the same after a restart
+                file.write_text(server.url)
+                self._say("bold", f"Serving on {server.url}")
+                lived = 0.0
+                while server.running() and not self._ended.wait(_PULSE):
+                    lived += _PULSE
+                    delay = 1.0 if lived > _PATIENCE else delay
+                trouble = "The server has ended."
+            except TidemillError as error:
+                trouble = str(error)
+            finally:
+                file.unlink(missing_ok=True)
+                if server is not None:
+                    server.stop()
+            if not self._ended.is_set():
+                self._say("red", f"{trouble} It is started again in {delay:.0f} s.")
+                self._ended.wait(delay)
+                delay = min(2 * delay, _PATIENCE)
