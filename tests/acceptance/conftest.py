@@ -45,8 +45,8 @@ class Process:
             os.kill(self.pid, signal.SIGKILL)
         self._wait()
 
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+    def wake(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def stopped(self) -> bool:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -30,6 +30,7 @@ from tidemill.adapters.lmdb_online import LmdbOnline
 from tidemill.adapters.process_executor import ProcessExecutor
 from tidemill.adapters.segment_log import SegmentLog, SegmentWriter
 from tidemill.adapters.sql_journal import SqlJournal
+from tidemill.base.errors import TidemillError
 from tidemill.engine import mill as mills
 from tidemill.engine.mill import Mill
 from tidemill.engine.state import fold
@@ -53,10 +54,11 @@ class Channel:
 
 
 class Death:
-    """Where this process is to die: ``{"after": name or null, "at": name, "when": …, "nth": n, "later": …}``.
+    """Where this process is to die: ``{"after": name or null, "at": name, "when": …, "nth": n, "how": …}``.
 
     Once ``after`` has been passed (at once when null), the ``nth`` time (from 1) that ``at`` is reached counts.
-    ``when``: "before" or "after" the write. ``later``: report it instead; the test kills at a moment of its own.
+    ``when``: "before" or "after" the write. ``how``: "kill" or "stop" (SIGSTOP) there and then, or "tell" the test,
+    which kills at a moment of its own.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -78,10 +80,11 @@ class Death:
         if self._armed and spec["at"] in names and spec["when"] == when:
             self._left -= 1
             if self._left == 0:
-                if not spec["later"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
                 self._spec = None
-                self._channel.send({"reached": spec["at"]})
+                if spec["how"] == "tell":
+                    self._channel.send({"reached": spec["at"]})
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL if spec["how"] == "kill" else signal.SIGSTOP)
         elif when == "after" and spec["after"] in names:
             self._armed = True
 
@@ -103,6 +106,8 @@ def name_writes(death: Death) -> None:
 
     for method in ("append", "restore", "compact", "cleanup"):
         wrap(LanceLake, method, lambda args, m=method: (f"lake.{m}", f"lake.{m}:{args[1]}"))  # type: ignore[misc]
+    # Rows are on disk and belong to no version yet; then the table's lock is held and the fence has been looked at.
+    wrap(LanceLake, "_turn", lambda args: ("lake.turn", f"lake.turn:{args[1]}"))
     wrap(LanceLake, "_publish", lambda args: ("lake.publish", f"lake.publish:{args[1]}"))
     wrap(SqlJournal, "append", lambda args: ("journal.append", *(f"journal.append:{draft.kind}" for draft in args[1])))
     wrap(SqlJournal, "end_tick", lambda _: ("journal.end_tick",))
@@ -156,6 +161,7 @@ def serve(channel: Channel, path: Path, order: dict[str, Any]) -> None:
     death.expect(order["death"])
     name_writes(death)
     listener = bind("127.0.0.1", 0)
+    listener.listen()  # from here on clients wait instead of being refused
 
     def listen() -> None:
         while (message := channel.receive()) is not None:
@@ -180,11 +186,14 @@ def main(control: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             code = 1
+            channel = Channel(socket.socket(fileno=handles[0]))
             try:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 control.close()
-                roles[order["role"]](Channel(socket.socket(fileno=handles[0])), Path(order["project"]), order)
+                roles[order["role"]](channel, Path(order["project"]), order)
                 code = 0
+            except TidemillError as error:
+                channel.send({"error": type(error).__name__, "message": str(error)})
             except Exception:
                 sys.excepthook(*sys.exc_info())
             finally:

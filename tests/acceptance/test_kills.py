@@ -38,7 +38,8 @@ import polars as pl
 import tidemill as tm
 from sklearn.tree import DecisionTreeClassifier
 
-visits = tm.Source("visits", tm.files("visits/*.csv"), key="id", event_time="at", checks=[tm.between("amount", 0, 100)])
+visits = tm.Source("visits", tm.files("visits/*.csv"), key="id", event_time="at", known_at=tm.before("at", "3d"),
+                   checks=[tm.between("amount", 0, 100)])
 outcomes = tm.Source("outcomes", tm.files("outcomes/*.csv"), key="id", event_time="told")
 notes = tm.Source("notes", tm.push(), key="id", event_time="at")
 
@@ -51,7 +52,9 @@ def places(visits):
     days = visits.group_by("place", pl.col("at").dt.truncate("1d").alias("day")).agg(pl.len().alias("visits"))
     return days.with_columns((pl.col("day") + pl.duration(days=1)).alias("known"))
 
-recent = tm.Aggregation("recent", large, by="place", features={"n": tm.count(over="7d"), "mean": tm.mean("amount", over="7d")})
+recent = tm.Aggregation("recent", large, by="place", features={
+    "n": tm.count(over="7d"), "mean": tm.mean("amount", over="7d"),
+})
 note = tm.Latest("note", notes, by="place", columns=["score"], within="20d")
 busy = tm.Latest("busy", places, by="place", columns=["visits"], within="5d")
 
@@ -59,11 +62,11 @@ good = tm.Model(
     "good", examples=visits, asked_at="at", label=tm.Label(outcomes, "good", within="1d"),
     features=[recent, note, busy, "amount"],
     estimator=DecisionTreeClassifier(max_depth=3, min_samples_leaf=10),
-    split=tm.by_time(test="10d"), gate=tm.Gate("log_loss", margin=100.0, min_rows=20),
+    split=tm.by_time(test="10d"), gate=tm.Gate("brier", margin=1.0, min_rows=20),
 )
 system = tm.System(
     "small", good, tick="2d",
-    monitor=tm.Monitor(drift=tm.psi(over=0.2), performance=tm.worse_than(0.5), every="4d"),
+    monitor=tm.Monitor(drift=tm.psi(over=0.2), performance=tm.worse_than(0.2), every="4d"),
     policy=tm.Policy(retrain=[tm.every("6d")], takes="2d"),
 )
 """
@@ -77,20 +80,22 @@ STORIES = 50
 
 def deliver(folder: Path, number: int) -> None:
     """Add what is known at tick ``number`` to the files: the history at 0, then two days a tick."""
-    draw = random.Random(number)
-    first = START + (number - 1) * TICK if number else START - 30 * DAY
-    count = 40 if number else 500
-    span = TICK if number else 30 * DAY
     visits, outcomes = [], []
-    for place in range(count):
-        at = first + span * place // count
-        id, amount = f"v{number}-{place}", draw.randrange(100)
-        visits.append(f"{id},{format_time(at)},{draw.choice(PLACES)},{amount}")
-        outcomes.append(f"{id},{format_time(at + 6 * HOUR)},{'true' if amount + draw.gauss(0, 10) > 50 else 'false'}")
-    visits.insert(3, f"bad{number}-a,{format_time(first)},a,900")  # beyond the check
-    visits.insert(9, f"bad{number}-b,{format_time(first)},a,much")  # not a number
+    for window in range(-15, 1) if number == 0 else (number - 1, number):
+        draw = random.Random(window)
+        for place in range(40):
+            at = START + window * TICK + HOUR + place * HOUR
+            amount = draw.randrange(100)
+            good = "true" if amount + draw.gauss(0, 10) > 50 else "false"
+            if window == number or number == 0:  # a visit is known before it happens, its outcome after
+                visits.append(f"v{window}-{place},{format_time(at)},{draw.choice(PLACES)},{amount}")
+            if window < number:
+                outcomes.append(f"v{window}-{place},{format_time(at + 4 * HOUR)},{good}")
+    moment = format_time(START + number * TICK + HOUR)
+    visits.insert(3, f"bad{number}-a,{moment},a,900")  # beyond the check
+    visits.insert(9, f"bad{number}-b,{moment},a,{'much' if number else 101}")  # not a number
     if number:  # a correction of an older outcome
-        outcomes.append(f"v0-{number * 7},{format_time(first)},true")
+        outcomes.append(f"v-{number}-{number},{format_time(START - number * TICK + DAY)},true")
     for name, header, lines in (
         ("visits", "id,at,place,amount", visits),
         ("outcomes", "id,told,good", outcomes),
@@ -125,9 +130,8 @@ class Kill:
     later: float | None = None
 
     def order(self) -> dict[str, Any]:
-        return {
-            "after": self.after, "at": self.at, "when": self.when, "nth": self.nth, "later": self.later is not None
-        }  # fmt: skip
+        how = "kill" if self.later is None else "tell"
+        return {"after": self.after, "at": self.at, "when": self.when, "nth": self.nth, "how": how}
 
 
 def plan(story: int) -> tuple[Kill, ...]:
@@ -199,6 +203,7 @@ class Story:
             if tick == 0:
                 self.worker = self._start_worker(tick)
                 self._start_server(tick)
+                self._use(-1)
             self._arm(tick)
             self._turn(tick)
             self._follow(tick)
@@ -264,7 +269,7 @@ class Story:
         assert answer is not None
         self.port = answer["port"]
         self.ready = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, args=(self.server,))
+        self.watcher = threading.Thread(target=self._watch, args=(self.server,), daemon=True)
         self.watcher.start()
 
     def _watch(self, server: Any) -> None:
@@ -323,15 +328,14 @@ class Story:
             ]
             self._push(tick, f"p{tick}-{number}", rows)
         self._push(tick, f"p{tick}-0", [{"id": "again", "at": moment, "place": "a", "score": 0.0}])
-        if tick:  # an answer that got lost on the way: the client sends again what was drained long since
+        if tick >= 0:  # an answer that got lost on the way: the client sends again what was drained long since
             self._push(tick, f"p{tick - 1}-1", [{"id": "again", "at": moment, "place": "a", "score": 0.0}])
-        if not tick:
+        if tick < 1:  # there is no champion yet
             return
         for number in range(4):
             rows = [
                 {
                     "id": f"q{tick}-{number}-{each}",
-                    "at": moment,
                     "place": draw.choice(PLACES),
                     "amount": draw.randrange(100),
                 }
@@ -429,7 +433,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, nursery: Any) -> Outco
     assert kinds["loaded"] == 2
     assert kinds["watch"] > 2
     assert outcome.tables["visits__quarantine"].height == 2 * TICKS
-    assert outcome.tables["visits"]["_history"].sum() == 500
+    assert outcome.tables["visits"]["_history"].sum() == 16 * 40
     assert outcome.tables["large"]["_history"].any()
     return outcome
 

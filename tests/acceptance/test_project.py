@@ -25,7 +25,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 
-orders = tm.Source("orders", tm.files("orders/*.csv"), key="order", event_time="placed", known_at=tm.before("placed", "1m"))
+orders = tm.Source("orders", tm.files("orders/*.csv"), key="order", event_time="placed",
+                   known_at=tm.before("placed", "1m"))
 paid = tm.Source("paid", tm.files("paid/*.csv"), key="order", event_time="at", known_at="known",
                  checks=[tm.between("amount", 0, 10_000)])
 
@@ -71,7 +72,7 @@ def write(folder: Path, first: int, last: int) -> None:
             {"order": pl.String, "at": pl.Int64, "known": pl.Int64, "shop": pl.String, "amount": pl.Float64},
         ),
     ):
-        frame = pl.DataFrame(rows, schema=schema, orient="row")  # type: ignore[arg-type]
+        frame = pl.DataFrame(rows, schema=schema, orient="row")
         frame = frame.with_columns(
             pl.col(column).cast(times) for column in ("placed", "at", "known") if column in schema
         )

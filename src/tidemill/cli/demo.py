@@ -57,7 +57,7 @@ def command(folder: Path, minutes: float, until: str, serve: bool, fresh: bool) 
         delivery.until(START)
     project = projects.open(folder)
     scene = run(project, delivery, asked, end, minutes * 60, console)
-    console.print(summarise(project, scene, START, end))
+    console.print(summarise(project, scene))
     if serve:
         _serve(project, scene, console)
 

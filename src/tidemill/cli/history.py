@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tidemill.base.clock import format_time, parse_time
 from tidemill.cli.common import echo_json, json_option, project_option
-from tidemill.cli.layout import console, grid, open_running, section
+from tidemill.cli.layout import console, count, grid, open_running, section
 from tidemill.cli.words import figure, when
 from tidemill.engine.state import ModelState
 
@@ -45,15 +45,17 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
     if not found["versions"]:
         out.print(f"{model}: no version yet. See why with: tidemill journal --model {model}")
         return
-    names = list(found["versions"][-1]["metrics"])
-    table = grid("version", "made", "learned until", "rows", *names, "training", right=(3,))
+    gate = found["versions"][-1]["verdict"]["metric"]
+    names = [name for name in found["versions"][-1]["metrics"] if name != gate]
+    table = grid("version", "made", "rows", gate, *names, "", right=(2, *range(4, 4 + len(names))))
     for each in found["versions"]:
-        mark = " ".join(each["aliases"])
-        label = Text(f"v{each['version']}").append(f" {mark}" if mark else "", style="bold green")
-        figures = [figure(each["metrics"].get(name)) for name in names]
         rows = f"{each['rows']:,}" if each["rows"] else ""
-        table.add_row(label, _minute(each["made"]), _minute(each["as_of"]), rows, *figures, each["training"])
-    out.print(f"[bold]{model}[/]   {len(found['versions'])} versions")
+        others = [f"{value:.4f}" if (value := _value(each, name)) is not None else "" for name in names]
+        mark = Text(" ".join(each["aliases"]), style="bold green")
+        table.add_row(
+            f"v{each['version']}", _minute(each["made"]), rows, figure(each["metrics"].get(gate)), *others, mark
+        )
+    out.print(f"[bold]{model}[/]   {count(len(found['versions']), 'version')}")
     section(out, "Versions", table)
     tenures = grid("champion", "from", "until")
     for each in found["tenures"]:
@@ -89,6 +91,11 @@ def collect(name: str, model: ModelState) -> dict[str, Any]:
             for (at, number), end in zip(champions, ends, strict=True)
         ],
     }
+
+
+def _value(version: dict[str, Any], metric: str) -> float | None:
+    value: float | None = version["metrics"].get(metric, {}).get("value")
+    return value
 
 
 def _minute(time: str) -> str:

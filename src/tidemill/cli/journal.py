@@ -79,7 +79,7 @@ def _show(entries: Iterable[Entry]) -> None:
         style = said[0][0] if said else ""
         table.add_row(
             Text(str(entry.number), style="dim"),
-            when(entry.tick),
+            when(entry.tick) if entry.tick else Text("before the first", style="dim"),
             Text(entry.kind, style="dim"),
             Text(sentence(entry), style=style),
         )

@@ -17,12 +17,12 @@ from tidemill import project as projects
 from tidemill.base.errors import Fault, WorkspaceError
 from tidemill.project import Project, Workspace
 
-_WIDTH = 110
+_WIDTH = 100
 _PROBE_SECONDS = 0.5
 
 
 def console() -> Console:
-    """Return the console that commands print on: no colours of its own choosing, at most 110 columns."""
+    """Return the console that commands print on: no colours of its own choosing, at most 100 columns."""
     made = Console(highlight=False)
     if not made.is_terminal or made.width > _WIDTH:
         made.width = _WIDTH
@@ -51,7 +51,7 @@ def section(out: Console, title: str, body: Any) -> None:
     """Print ``body`` under ``title``, indented, with an empty line before."""
     out.print()
     out.print(Text(title, style="bold"))
-    out.print(Padding(body, (0, 0, 0, 2)))
+    out.print(Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def print_faults(out: Console, faults: Sequence[Fault], *, style: str) -> None:
@@ -59,9 +59,9 @@ def print_faults(out: Console, faults: Sequence[Fault], *, style: str) -> None:
     for fault in faults:
         out.print()
         out.print(Text(fault.where, style=f"bold {style}"))
-        out.print(Padding(Text(fault.what), (0, 0, 0, 2)))
+        out.print(Padding(Text(fault.what), (0, 0, 0, 2), expand=False))
         if fault.do:
-            out.print(Padding(Text(fault.do, style="dim"), (0, 0, 0, 2)))
+            out.print(Padding(Text(fault.do, style="dim"), (0, 0, 0, 2), expand=False))
 
 
 def faults_json(faults: Iterable[Fault]) -> list[dict[str, str]]:

@@ -66,3 +66,7 @@ class _Commands(click.Group):
 def main(ctx: click.Context) -> None:
     """Tidemill: a whole machine-learning system in one declared file."""
     ctx.ensure_object(dict)
+
+
+if __name__ == "__main__":
+    main()

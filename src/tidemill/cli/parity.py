@@ -76,9 +76,9 @@ def _show(each: dict[str, Any]) -> None:
         out.print(f"[bold]{each['model']}[/]   no prediction to compare")
     elif not each["mismatched"]:
         out.print(
-            f"[bold]{each['model']}[/]   [bold green]all {count(each['rows'], 'prediction')} agree bit for bit[/]; "
-            f"the rate of mismatches is below {each['rate_below']:.2%} (95 % confidence)"
+            f"[bold]{each['model']}[/]   [bold green]all {count(each['rows'], 'prediction')} agree bit for bit[/]"
         )
+        out.print(f"The rate of mismatches is below {each['rate_below']:.2%} at 95 % confidence.", style="dim")
     else:
         out.print(
             f"[bold]{each['model']}[/]   [bold red]{each['mismatched']:,} of {each['rows']:,} predictions differ[/]: "

@@ -142,6 +142,7 @@ class _Run:
         self._stop.set()
         self._endpoint.stop()
         self._mill.stop()
+        self._project.workspace.online.close()
 
     def _first_tick(self) -> int:
         """Start the mill and turn the first tick now, also when this period of the grid has had its tick."""

@@ -91,4 +91,7 @@ def sentence(entry: Entry) -> str:
             return f"{body['model']}: watched {body['predictions']:,} predictions: {' '.join(parts)}"
         case "judge":
             return f"{body['model']}: judged"
+        case "request":
+            refused = f", refused: {body['refused']}" if body["refused"] else ""
+            return f"{body['body'].get('model', '')}: {body['request']} asked for by hand{refused}"
     return entry.kind

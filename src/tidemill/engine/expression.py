@@ -34,8 +34,11 @@ def evaluate(frame: pl.DataFrame, expressions: Mapping[str, Expression]) -> pl.D
         columns.append(by_row.alias(name))
         for divisor in divisors:
             spread[divisor.name] = divisor.new_from_index(0, frame.height).rechunk()
+    if all(expression.column is not None for expression in expressions.values()):
+        return frame.select(columns)
     # with_columns, not select: an expression without columns has a value for each row, too.
-    return frame.with_columns(spread.values()).with_columns(columns).select(list(expressions))
+    spread_out = frame.with_columns(spread.values()) if spread else frame
+    return spread_out.with_columns(columns).select(list(expressions))
 
 
 @lru_cache(maxsize=1024)

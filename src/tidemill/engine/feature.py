@@ -188,7 +188,8 @@ def prepare(view: TableView, spanned: pl.DataFrame) -> tuple[Versions, pl.DataFr
     if by_version(view):
         time = spanned[FROM]
     else:
-        spanned = spanned.filter(pl.col(str(table.event_time)).is_not_null())
+        if spanned[str(table.event_time)].null_count():
+            spanned = spanned.filter(pl.col(str(table.event_time)).is_not_null())
         time = spanned[str(table.event_time)].cast(TIME).to_physical()
     versions = Versions(
         time.to_numpy(),
@@ -222,10 +223,8 @@ def answer(view: TableView, versions: Versions, group: Array, groups: int, asked
     if isinstance(view, Latest):
         line = _line(versions, np.arange(len(versions)), group, groups, asked, t)
         width = None if by_version(view) else view.within
-        rows = _indices(line.last(width))
-        return pl.DataFrame(
-            [versions.values.to_series(place).gather(rows).alias(column) for place, column in enumerate(view.columns)]
-        )
+        rows = pl.lit(_indices(line.last(width)))
+        return versions.values.select(pl.nth(place).gather(rows).alias(name) for place, name in enumerate(view.columns))
     return _Aggregates(view, versions, group, groups, asked, t).columns()
 
 
@@ -276,7 +275,9 @@ def _finite(value: pl.Series, *, numeric: bool) -> pl.Series:
     if numeric:
         whole = value.dtype == pl.Boolean or (value.dtype.is_integer() and value.dtype != pl.UInt64)
         value = value.cast(pl.Int64 if whole else pl.Float64)
-    return value.set(~value.is_finite(), None) if value.dtype.is_float() else value
+    if not value.dtype.is_float() or np.isfinite(value.to_numpy()).all():
+        return value
+    return value.set(~value.is_finite(), None)
 
 
 def _line(versions: Versions, rows: Array, group: Array, groups: int, asked: Array, t: Array) -> Line:
@@ -294,7 +295,13 @@ def _line(versions: Versions, rows: Array, group: Array, groups: int, asked: Arr
 
 
 def _indices(rows: Array) -> pl.Series:
-    return pl.Series(rows, dtype=pl.Int64).set(pl.Series(rows < 0), None)
+    indices = pl.Series(rows, dtype=pl.Int64)
+    return indices.set(pl.Series(rows < 0), None) if (rows < 0).any() else indices
+
+
+def _present(value: pl.Series) -> Array:
+    """Return which values are not null (bool)."""
+    return value.is_not_null().to_numpy() if value.null_count() else np.ones(len(value), dtype=bool)
 
 
 class _Aggregates:
@@ -382,8 +389,8 @@ class _Aggregates:
         """Return which values are there, the values as float64 (NaN for null), and the values exactly."""
         if place not in self._numbers:
             value = self._versions.values.to_series(place)
-            present = value.is_not_null().to_numpy()
-            filled = value.fill_null(0).to_numpy()
+            present = _present(value)
+            filled = (value.fill_null(0) if value.null_count() else value).to_numpy()
             floats = np.where(present, filled.astype(np.float64), np.nan)
             self._numbers[place] = present, floats, exact(filled, present)
         return self._numbers[place]
@@ -391,6 +398,6 @@ class _Aggregates:
     def _line(self, place: int) -> tuple[Line, Array]:
         """Return the rows whose value is there, in order of time, and their places among all rows."""
         if place not in self._lines:
-            rows = np.flatnonzero(self._versions.values.to_series(place).is_not_null().to_numpy())
+            rows = np.flatnonzero(_present(self._versions.values.to_series(place)))
             self._lines[place] = _line(self._versions, rows, *self._query), rows
         return self._lines[place]

@@ -220,6 +220,7 @@ class Lookup:
         self._model, self._store = model, store
         self._mark: bytes | None = None
         self._answers: dict[str, _Answers] = {}
+        self._shapes: dict[str, tuple[bytes | None, _Shape]] = {}
 
     def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Applied]:
         """Return ``model.columns`` for each of ``requests`` (columns of the examples' table), and as of when.
@@ -248,13 +249,9 @@ class Lookup:
     def _fetch(self, snapshot: Snapshot, view: TableView, requests: pl.DataFrame, t: int) -> list[bytes | None]:
         """Return the group that each request asks ``view`` about, having made sure that it is answered."""
         require(requests, view.request_columns)
-        described = snapshot.get(_VIEWS, view.name.encode())
-        built, types = msgspec.msgpack.decode(described) if described is not None else (None, b"")
-        if built != definition(view):
-            raise WorkspaceError(f"the online state was built for another definition of view {view.name!r}")
-        shape = _Shape.decode(view, types)
+        shape = self._shape(snapshot, view)
         wanted: list[bytes | None] = [None] * requests.height
-        if types:
+        if shape.keys:
             wanted = _groups(keys(requests, view.request_columns, shape.keys))
         if view.name not in self._answers:
             self._answers[view.name] = _Answers()
@@ -268,6 +265,19 @@ class Lookup:
             t_of = np.full(len(missing), t, dtype=np.int64)
             answers.add(missing, answer(view, versions, group, len(missing), asked, t_of))
         return wanted
+
+    def _shape(self, snapshot: Snapshot, view: TableView) -> _Shape:
+        """Return the shape of the view's blobs; reading it takes longer than a lookup, so it is kept."""
+        described = snapshot.get(_VIEWS, view.name.encode())
+        kept = self._shapes.get(view.name)
+        if kept is not None and kept[0] == described:
+            return kept[1]
+        built, types = msgspec.msgpack.decode(described) if described is not None else (None, b"")
+        if built != definition(view):
+            raise WorkspaceError(f"the online state was built for another definition of view {view.name!r}")
+        shape = _Shape.decode(view, types)
+        self._shapes[view.name] = described, shape
+        return shape
 
 
 def features_at(
@@ -321,8 +331,11 @@ def _short(parts: tuple[Any, ...]) -> bytes:
 
 def _groups(keys: pl.DataFrame) -> list[bytes | None]:
     """Return the name of the group of each row of ``keys``; None where a part is null."""
-    named = {row: None if None in row else _short(row) for row in keys.unique().iter_rows()}
-    return [named[row] for row in keys.iter_rows()]
+    named: dict[tuple[Any, ...], bytes | None] = {}
+    for row in (rows := keys.rows()):
+        if row not in named:
+            named[row] = None if None in row else _short(row)
+    return [named[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,11 +360,12 @@ class _News:
         always = timeless(table)
         micros = pl.col(KNOWN_AT).cast(TIME).to_physical()
         begin = pl.lit(ALWAYS, dtype=pl.Int64) if always else micros
-        rows = rows if always else rows.filter(pl.col(KNOWN_AT).is_not_null())
+        if not always and rows[KNOWN_AT].null_count():
+            rows = rows.filter(pl.col(KNOWN_AT).is_not_null())
         rows = rows.with_columns(begin.alias(FROM), pl.lit(FOREVER, dtype=pl.Int64).alias(TO))
         seq = rows[SEQ].to_numpy()
         until = np.full(len(seq), ALWAYS, dtype=np.int64)
-        living = rows.filter(~pl.col(TOMBSTONE))
+        living = rows.filter(~pl.col(TOMBSTONE)) if rows[TOMBSTONE].any() else rows
         group: list[list[bytes | None]] = []
         versions: list[Versions] = []
         groups: list[list[bytes]] = []
@@ -471,15 +485,12 @@ def _last_use(view: TableView, versions: Versions) -> Array:
     return np.full(len(versions), FOREVER) if width is None else versions.time + width
 
 
-def _select(versions: Versions, rows: Array) -> Versions:
-    times = {name: getattr(versions, name)[rows] for name in _TIMES}
-    return Versions(**times, values=_rows(versions.values, rows))
-
-
-def _rows(values: pl.DataFrame, rows: Array) -> pl.DataFrame:
-    """Return the rows of ``values`` at the places or under the mask ``rows``; of no columns, no columns."""
-    places = np.flatnonzero(rows) if rows.dtype == bool else rows
-    return values[pl.Series(places, dtype=pl.UInt32)] if values.width else values
+def _select(versions: Versions, mask: Array) -> Versions:
+    """Return the versions under ``mask`` (bool)."""
+    if mask.all():
+        return versions
+    values = versions.values.filter(pl.Series(mask)) if versions.values.width else versions.values
+    return Versions(**{name: getattr(versions, name)[mask] for name in _TIMES}, values=values)
 
 
 def _joined(first: Versions, second: Versions) -> Versions:
@@ -545,18 +556,18 @@ class _Shape:
         bounds = np.searchsorted(group[order], np.arange(groups + 1))
         records = np.zeros(len(order), dtype=self.record)
         for name in _TIMES:
-            records[name] = getattr(versions, name)[order]
-        values = _rows(versions.values, order)
+            records[name] = getattr(versions, name)
         texts: list[list[bytes]] = []
         for name, dtype in self.values.items():
-            value, kind = values[name], _kind(dtype)
+            value, kind = versions.values[name], _kind(dtype)
             if kind == _TEXT:
                 text = [None if each is None else each.encode() for each in value.cast(pl.String).to_list()]
                 records[name] = [-1 if each is None else len(each) for each in text]
-                texts.append([each or b"" for each in text])
+                texts.append([text[place] or b"" for place in order.tolist()])
             else:
                 records[name] = _numbers(value, dtype)
-                records[f"{name} there"] = value.is_not_null().to_numpy()
+                records[f"{name} there"] = True if not value.null_count() else value.is_not_null().to_numpy()
+        records = records[order]
         blobs = []
         for first, after in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             blob = (after - first).to_bytes(4, "little") + records[first:after].tobytes()
@@ -575,8 +586,9 @@ class _Shape:
             if name in texts:
                 columns.append(pl.Series(name, texts[name], dtype=pl.String).cast(dtype))
             elif f"{name} there" in (self.record.names or ()):
-                absent = pl.Series(~records[f"{name} there"], dtype=pl.Boolean)
-                value = pl.Series(name, np.ascontiguousarray(records[name])).set(absent, None)
+                there = records[f"{name} there"]
+                value = pl.Series(name, np.ascontiguousarray(records[name]))
+                value = value if there.all() else value.set(pl.Series(~there, dtype=pl.Boolean), None)
                 columns.append(value.reinterpret(signed=False) if dtype == pl.UInt64 else value.cast(dtype))
             else:
                 columns.append(pl.Series(name, [], dtype=dtype))
@@ -614,6 +626,9 @@ def _kind(dtype: pl.DataType) -> str | None:
 
 def _numbers(value: pl.Series, dtype: pl.DataType) -> Array:
     if dtype.is_float():
-        return value.cast(pl.Float64).fill_null(0.0).to_numpy()
-    physical = value.to_physical().fill_null(False if dtype == pl.Boolean else 0)
+        floats = value.cast(pl.Float64)
+        return (floats.fill_null(0.0) if floats.null_count() else floats).to_numpy()
+    physical = value.to_physical()
+    if physical.null_count():
+        physical = physical.fill_null(False if dtype == pl.Boolean else 0)
     return (physical.reinterpret(signed=True) if dtype == pl.UInt64 else physical.cast(pl.Int64)).to_numpy()

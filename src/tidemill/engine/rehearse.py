@@ -220,6 +220,8 @@ class Record:
     halts: Mapping[str, Sequence[tuple[int, str | None]]]
     questions: Mapping[int, Sequence[Question]] = field(default_factory=dict)
     feedback: Mapping[int, Sequence[bytes]] = field(default_factory=dict)
+    #: Ticks at which all that was drained into a table of the ledger had come before, by table.
+    repeats: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def record(system: System, lake: Lake, journal: Journal) -> Record:
@@ -255,11 +257,17 @@ def record(system: System, lake: Lake, journal: Journal) -> Record:
     if ledger.FEEDBACK in there:
         for row in rows(ledger.FEEDBACK).with_columns(pl.col(TICK).dt.epoch("us")).iter_rows(named=True):
             key, value = (None if row[name] is None else json.loads(row[name]) for name in ("key", "value"))
-            said = ledger.Feedback(
-                id=str(row[SEQ]), model=row["model"], prediction=row["prediction"], key=key, value=value
-            )
+            said = ledger.Feedback(id=row["id"], model=row["model"], prediction=row["prediction"], key=key, value=value)
             feedback.setdefault(row[TICK], []).append(msgspec.json.encode(said))
-    return Record(journal.ticks(), entries, taken, halts, questions, feedback)
+    repeats = {
+        table: frozenset(
+            entry.tick
+            for entry in entries
+            if entry.kind == "commit" and entry.body["table"] == table and entry.body["rows"] == 0
+        )
+        for table in ledger.RESERVED_TABLES
+    }
+    return Record(journal.ticks(), entries, taken, halts, questions, feedback, repeats)
 
 
 def _commits(commits: Sequence[Entry], rows: pl.DataFrame, refused: Sequence[tuple[str, str]]) -> Iterator[Taken]:
@@ -328,6 +336,7 @@ def replay(
     opening = {name: taken[0] for name, taken in recorded.taken.items()}
     waiting: dict[int, list[tuple[Question, tuple[pl.DataFrame, Applied]]]] = {}
     answers: dict[int, list[Logged]] = {}
+    newest: dict[str, tuple[bytes]] = {}
     requests: dict[int, list[Entry]] = {}
     for entry in recorded.entries:
         if entry.kind == "request":
@@ -347,10 +356,16 @@ def replay(
             made = answering.answer(question.asked, question.version, _Looked(found))
             for one, drained in zip(made, question.drained, strict=True):
                 answers.setdefault(drained, []).append(one)
-        for one in answers.pop(tick, ()):
-            logs[ledger.PREDICTIONS].append(msgspec.json.encode(one))
-        for said in recorded.feedback.get(tick, ()):
-            logs[ledger.FEEDBACK].append(said)
+        said = {
+            ledger.PREDICTIONS: [msgspec.json.encode(one) for one in answers.pop(tick, ())],
+            ledger.FEEDBACK: recorded.feedback.get(tick, ()),
+        }
+        for table, records in said.items():
+            if tick in recorded.repeats.get(table, ()):
+                records = newest.get(table, ())
+            for each in records:
+                logs[table].append(each)
+                newest[table] = (each,)
         for entry in requests.get(tick, ()):
             mill.ports.journal.request(entry.body["request"], entry.body["body"])
         written = mill.tick(tick).entries

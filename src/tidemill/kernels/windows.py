@@ -2,7 +2,8 @@
 
 A row with event time e that is visible for start < t <= end lies in the window [t - w, t) for exactly the t with
 ``max(start, e) < t <= min(end, e + w)``: it opens and it closes. So a sum at t is the sum of the rows that have opened
-before t less the sum of those that have closed before t, and each is a prefix sum, found by binary search.
+before t less the sum of those that have closed before t, and each is a prefix sum, found by binary search. When all
+queries ask at one time, as they do online, rows are compared with it instead, and nothing is sorted by time.
 """
 
 from __future__ import annotations
@@ -61,18 +62,37 @@ class Windows:
         self._group, self._event, self._end, self._t = group, event, end, t
         self._opens = np.maximum(start, event)
         self._low, self._high = ranges(bounds(group, groups), asked)
-        self._opening, self._opened = self._search(self._opens)
-        self._closing: dict[int, tuple[Array, Array]] = {}
+        self._one_time = len(t) > 0 and bool((t == t[0]).all())
+        if self._one_time:
+            self._order = np.argsort(group, kind="stable")
+            self._open = self._opens < t[0]
+        else:
+            self._opening, self._opened = self._search(self._opens)
+            self._closing: dict[int, tuple[Array, Array]] = {}
 
     def total(self, integers: Array, width: int) -> Array:
         """Return for each query the sum of ``integers`` (one per row) over the window of ``width`` microseconds."""
+        if self._one_time:
+            return self._sum(np.where(self._inside(width), integers, 0))
         order, closed = self._close(width)
         result: Array = prefix(integers[self._opening])[self._opened] - prefix(integers[order])[closed]
         return result
 
     def count(self, width: int) -> Array:
         """Return for each query the number of rows in the window of ``width`` microseconds."""
+        if self._one_time:
+            return self._sum(self._inside(width).astype(np.int64))
         result: Array = self._opened - self._close(width)[1]
+        return result
+
+    def _inside(self, width: int) -> Array:
+        """Return which rows lie in the window of ``width`` at the one time."""
+        inside: Array = self._open & (self._t[0] <= np.minimum(self._end, self._event + width))
+        return inside
+
+    def _sum(self, integers: Array) -> Array:
+        sums = prefix(integers[self._order])
+        result: Array = sums[self._high] - sums[self._low]
         return result
 
     def _close(self, width: int) -> tuple[Array, Array]:

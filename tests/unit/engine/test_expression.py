@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from zoneinfo import ZoneInfo
+
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.base.clock import DAY, HOUR, MINUTE, SECOND, parse_time, to_datetime
 from tidemill.engine.expression import evaluate
 from tidemill.spec.expression import Expression
 
@@ -41,3 +47,51 @@ def test_names_may_be_those_of_columns() -> None:
     frame = pl.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
     got = evaluate(frame, {"a": Expression.of("b"), "b": Expression.of(pl.col("a") / 2)})
     assert got.to_dict(as_series=False) == {"a": [3.0, 4.0], "b": [0.5, 1.0]}
+
+
+#: New York's clocks go forward and back; leap days that are and are not; the year's end; the beginning of zones.
+TURNS = [
+    parse_time(text)
+    for text in (
+        "2024-03-10T07:00", "2024-11-03T06:00", "2013-03-10T07:00", "2013-11-03T06:00", "2025-03-09T07:00",
+        "1967-04-30T07:00", "2024-02-29T05:00", "2024-03-01T05:00", "2000-02-29T05:00", "1900-03-01T05:00",
+        "2100-03-01T05:00", "2023-03-01T05:00", "2024-12-31T05:00", "2025-01-01T05:00", "2025-01-01T00:00",
+        "1970-01-01T00:00", "1883-11-18T17:00",
+    )
+]  # fmt: skip
+TYPES = {"t": pl.Datetime("us", "UTC")}
+ZONES = ("America/New_York", "UTC", "Asia/Kathmandu", "Australia/Lord_Howe")
+
+
+def calendar(zone: str) -> dict[str, pl.Expr]:
+    local = tm.local("t", zone)
+    return {
+        "hour": local.dt.hour(), "minute": local.dt.minute(), "weekday": local.dt.weekday(), "day": local.dt.day(),
+        "ordinal": local.dt.ordinal_day(), "month": local.dt.month(), "year": local.dt.year(), "week": local.dt.week(),
+        "date": local.dt.date(), "leap": local.dt.is_leap_year(), "dst": local.dt.dst_offset(),
+        "midnight": local.dt.truncate("1d"), "clock": local.dt.replace_time_zone(None),
+        "share": local.dt.hour() / 24 + local.dt.minute() / 1440, "turn": (local.dt.hour() * 2 / 24 * 3.141592).sin(),
+        "weekend": local.dt.weekday() > 5, "since": (pl.col("t") - pl.lit(0).cast(TYPES["t"])).dt.total_hours() / 24,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@given(data=st.data())
+@settings(max_examples=int(os.environ.get("TIDEMILL_ORACLE_EXAMPLES", "12")), deadline=None)
+def test_local_time_around_its_turns(zone: str, data: st.DataObject) -> None:
+    near = st.sampled_from((0, 1, -1, HOUR, -HOUR, HOUR - 1, -HOUR - 1, 30 * MINUTE, DAY, -DAY, DAY - SECOND))
+    anywhere = st.integers(parse_time("1850-01-01"), parse_time("2150-01-01"))
+    moments = st.none() | anywhere | st.builds(int.__add__, st.sampled_from(TURNS), near)
+    times = data.draw(st.lists(moments, min_size=2, max_size=6))
+    frame = pl.DataFrame({"t": times}, schema=TYPES)
+    expressions = calendar(zone)
+    together = evaluate(frame, {name: Expression.of(each) for name, each in expressions.items()})
+    for row in range(frame.height):
+        one = frame[row : row + 1].select(**expressions)
+        assert together.schema == one.schema
+        assert together[row : row + 1].equals(one, null_equal=True)
+    # And Python's own reading of the same clocks.
+    clocks = [None if time is None else to_datetime(time).astimezone(ZoneInfo(zone)) for time in times]
+    assert together["hour"].to_list() == [clock and clock.hour for clock in clocks]
+    assert together["weekday"].to_list() == [clock and clock.isoweekday() for clock in clocks]
+    assert together["date"].to_list() == [clock and clock.date() for clock in clocks]

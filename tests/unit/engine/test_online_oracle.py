@@ -7,6 +7,7 @@ offline engine and of the oracle, each knowing the rows applied and no others.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import tempfile
@@ -23,11 +24,10 @@ from sklearn.linear_model import LogisticRegression
 import tidemill as tm
 from tidemill.adapters.lmdb_online import LmdbOnline
 from tidemill.adapters.memory_online import MemoryOnline
-from tidemill.base.clock import DAY
 from tidemill.engine import online
 from tidemill.engine.online import Applied, Lookup, OnlineState, features_at
 from tidemill.ports.online import Online
-from tidemill.spec.feature import Latest, OnDemand, View
+from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Source
 from tidemill.testing.histories import (
     FAR,
@@ -70,7 +70,9 @@ TABLES: dict[str, tuple[Source, dict[str, pl.DataType]]] = {
     "planes": (PLANES, PLANE),
     "prices": (PRICES, PLANE),
 }
-EXAMPLES_TABLE = tm.Source("schedules", tm.files("*"), key="id", event_time="landed", known_at=tm.before("landed", "1d"))
+EXAMPLES_TABLE = tm.Source(
+    "schedules", tm.files("*"), key="id", event_time="landed", known_at=tm.before("landed", "1d")
+)
 
 OVER = ("30m", "150m")
 NUMBERS = ("sum", "mean", "std", "min", "max", "first", "last", "n_unique")
@@ -135,26 +137,31 @@ Batch = tuple[int, dict[str, list[dict[str, Any]]]]
 def batches(draw: st.DrawFn, tables: dict[str, list[dict[str, Any]]], views: Sequence[View]) -> list[Batch]:
     """Cut all rows into batches, each with the tick it brings the state to; not before the ticks of its rows.
 
-    A batch may end within a tick, hold several ticks (a worker that catches up), or be a tick without rows.
+    A batch may end within a tick, hold several ticks (a worker that catches up), or be a tick without rows. What was
+    loaded as history comes in one batch.
     """
-    rows = sorted(((row["_tick"], name, row) for name in tables for row in tables[name]), key=lambda each: each[:2])
-    cuts = draw(st.lists(st.integers(0, len(rows)), max_size=8)) if draw(st.booleans()) else None
-    if cuts is None:  # a batch for each tick
+    rows = sorted(
+        ((row["_tick"], name, row) for name in tables for row in tables[name]),
+        key=lambda each: (each[0], not each[2]["_history"], each[1]),
+    )
+    loaded = sum(row["_history"] for _, _, row in rows)
+    if draw(st.booleans()):
+        cuts = draw(st.lists(st.integers(0, len(rows)), max_size=8))
+    else:  # a batch for each tick
         cuts = [place for place in range(1, len(rows)) if rows[place][0] != rows[place - 1][0]]
-    cut = sorted({0, len(rows), *cuts})
+    places = sorted({0, len(rows), *(cut for cut in cuts if cut >= loaded)})
     found: list[Batch] = []
-    for first, after in zip(cut[:-1], cut[1:], strict=True):
+    for first, after in itertools.pairwise(places):
         of_table: dict[str, list[dict[str, Any]]] = {}
         for _, name, row in rows[first:after]:
             of_table.setdefault(name, []).append(row)
         found.append((rows[after - 1][0], of_table))
-    edge = [
-        edges(tables[view.table.name], view) for view in views if not isinstance(view, OnDemand) and view.table.name in tables
-    ]
-    quiet = draw(st.lists(st.one_of(*edge, moments(), st.just(FAR)), max_size=5))
-    first_tick = found[0][0] if found else ORIGIN
-    found.extend((max(tick - 1, first_tick), {}) for tick in quiet)
-    # A quiet tick may not come between a tick and the rest of its rows: known-at is no earlier than the tick.
+    edge = [edges(tables[view.table.name], view) for view in views if not isinstance(view, OnDemand)]
+    for quiet in draw(st.lists(st.one_of(*edge, moments(), st.just(FAR)), max_size=5)):
+        tick = max(quiet - 1, ORIGIN - 2 * STEP)
+        # Rows may not come after a tick that is later than theirs.
+        if not any(row["_tick"] < tick < at for at, arrived in found for each in arrived.values() for row in each):
+            found.append((tick, {}))
     return sorted(found, key=lambda batch: batch[0])
 
 
@@ -170,7 +177,7 @@ def rows_of(answer: pl.DataFrame) -> list[dict[str, tuple[str, Any]]]:
     return [bits(plain(row)) for row in answer.iter_rows(named=True)]
 
 
-def follow(data: st.DataObject, store: Online, other: Online, asks_of: int = 4) -> None:
+def follow(data: st.DataObject, store: Online, other: Online) -> None:
     views = tuple(data.draw(st.lists(st.sampled_from(VIEWS), min_size=1, max_size=5, unique=True), label="views"))
     model = model_of(views)
     wanted = {view.table.name for view in views if not isinstance(view, OnDemand)}
@@ -178,25 +185,24 @@ def follow(data: st.DataObject, store: Online, other: Online, asks_of: int = 4) 
     types = {name: TABLES[name][1] for name in tables}
     everything = {name: frame(rows, types[name]) for name, rows in tables.items()}
     oracle = Oracle({**tables, "schedules": []}, {**types, "schedules": FLIGHT})
-    asks = data.draw(st.lists(requests(FLIGHT), min_size=1, max_size=asks_of), label="requests")
-    for name, rows in tables.items():  # one that meets a row of each table
+    asks = data.draw(st.lists(requests(FLIGHT), min_size=1, max_size=4), label="requests")
+    for rows in tables.values():  # one that meets a row of each table
         if rows:
             row = data.draw(st.sampled_from(rows))
             asks.append({column: row.get(column, ORIGIN if column == "landed" else None) for column in FLIGHT})
     asked = request_frame(asks, FLIGHT)
 
-    def check(lookup: Lookup, expected: Applied, frames: dict[str, pl.DataFrame]) -> None:
+    def check(lookup: Lookup, expected: Applied) -> None:
         got, applied = lookup.features(asked)
         assert applied == expected
         known = oracle.applied({name: number - 1 for name, number in applied.next_seq.items()})
         assert rows_of(got) == [bits(known.features(model, request, applied.t)) for request in asks]
-        then = features_at(model, frames, asked, applied)
-        assert got.schema == then.schema or not all(seen)
+        then = features_at(model, everything, asked, applied)
+        assert got.schema == then.schema or not all(applied.next_seq.values())  # types are unknown before any row
         assert rows_of(then) == rows_of(got)
 
     state, lookup = OnlineState(model.views, store), Lookup(model, store)
     next_seq = dict.fromkeys(tables, 0)
-    seen = [False]
     plan = data.draw(batches(tables, views), label="batches")
     turn = data.draw(st.integers(0, len(plan)), label="rebuilt at")
     for number, (tick, rows) in enumerate(plan):
@@ -206,8 +212,7 @@ def follow(data: st.DataObject, store: Online, other: Online, asks_of: int = 4) 
             state, lookup = OnlineState(model.views, store), Lookup(model, store)
         state.apply(tick, arrived, next_seq, number)
         expected = Applied(tick, tick + 1, next_seq, number)
-        seen = [next_seq[name] > 0 for name in tables]
-        check(lookup, expected, everything)
+        check(lookup, expected)
         if number == turn:
             # Made from all rows at once it answers the same, and goes on from there.
             then = {name: rows.filter(pl.col("_seq") < next_seq[name]) for name, rows in everything.items()}
@@ -215,7 +220,7 @@ def follow(data: st.DataObject, store: Online, other: Online, asks_of: int = 4) 
         elif number > turn:
             OnlineState(model.views, other).apply(tick, arrived, next_seq, number)
         if number >= turn:
-            check(Lookup(model, other), expected, everything)
+            check(Lookup(model, other), expected)
 
 
 @given(data=st.data(), sweep=st.sampled_from((0, 20_000)))

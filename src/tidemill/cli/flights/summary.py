@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import polars as pl
@@ -16,7 +17,6 @@ from tidemill.cli.words import when
 from tidemill.engine import ledger
 from tidemill.engine.example import ASKED_AT
 from tidemill.engine.interval import Interval, interval
-from tidemill.engine.metric import Floats
 from tidemill.engine.mill import tables_of
 from tidemill.engine.outcome import feature_frame, outcomes, predictions, truth
 from tidemill.engine.predict import Predictor
@@ -40,7 +40,7 @@ class Scores:
     schedule_only: Interval
 
 
-def score(project: Project, start: int) -> Scores:
+def score(project: Project) -> Scores:
     """Judge every logged prediction after the fact, and the two rivals on the same rows."""
     model = project.declared_model(MODEL)
     logged = project.rows(ledger.PREDICTIONS).filter(pl.col("model") == MODEL)
@@ -51,17 +51,14 @@ def score(project: Project, start: int) -> Scores:
     actual, asked = truth(known, first.encoding), known[ASKED_AT].to_physical().to_numpy()
     features = feature_frame(known["features"], first.encoding)
 
-    def auc(prediction: Floats) -> Interval:
+    def auc(predictor: Predictor | None) -> Interval:
+        if known.is_empty():
+            return interval("roc_auc", [], [], [], seed=0, block=DAY)
+        prediction = predictions(known["prediction"]) if predictor is None else predictor.predict(features)
         return interval("roc_auc", actual, prediction, asked, seed=0, block=DAY)
 
-    return Scores(
-        known["id"][-1],
-        logged.height,
-        known.height,
-        auc(predictions(known["prediction"])),
-        auc(first.predict(features)),
-        auc(_schedule_only(project, state.version(1).as_of).predict(features)),
-    )
+    bare = _schedule_only(project, state.version(1).as_of)
+    return Scores(logged["id"][-1], logged.height, known.height, auc(None), auc(first), auc(bare))
 
 
 def _schedule_only(project: Project, as_of: int) -> Predictor:
@@ -79,9 +76,9 @@ def _schedule_only(project: Project, as_of: int) -> Predictor:
     return fit(bare, {name: project.rows(name) for name in tables_of(bare)}, as_of)
 
 
-def summarise(project: Project, scene: Scene, start: int, end: int) -> RenderableType:
+def summarise(project: Project, scene: Scene) -> RenderableType:
     """Return the closing page."""
-    scores = score(project, start)
+    scores = score(project)
     built = Table.grid(padding=(0, 2))
     built.add_column(style="dim")
     built.add_column()
@@ -101,9 +98,8 @@ def summarise(project: Project, scene: Scene, start: int, end: int) -> Renderabl
         ("the first model, frozen", scores.frozen),
         ("the same estimator, schedule only", scores.schedule_only),
     ):
-        figures.add_row(
-            name, f"{value.value:.4f}", f"{value.low:.4f} to {value.high:.4f}" if value.low is not None else ""
-        )
+        ends = f"{value.low:.4f} to {value.high:.4f}" if value.low is not None else ""
+        figures.add_row(name, "no label yet" if value.value is None else f"{value.value:.4f}", ends)
     told = Table.grid(padding=(0, 2))
     told.add_column(style="dim", no_wrap=True)
     told.add_column()
@@ -117,7 +113,7 @@ def summarise(project: Project, scene: Scene, start: int, end: int) -> Renderabl
 
 
 def _next(project: Project, prediction: str) -> RenderableType:
-    folder = project.path.parent.name
+    folder = os.path.relpath(project.path.parent)
     commands = Table.grid(padding=(0, 2))
     commands.add_column(style="bold", no_wrap=True)
     commands.add_column(style="dim")

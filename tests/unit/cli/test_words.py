@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from tidemill.cli.words import decisions, figure, sentence, when
+from tidemill.ports.journal import Entry
+
+
+def test_a_figure_shows_its_interval_when_there_is_one() -> None:
+    assert figure({"value": 0.46124, "low": 0.451, "high": 0.4713}) == "0.4612 [0.4510, 0.4713]"
+    assert figure({"value": 0.5, "low": None, "high": None}) == "0.5000"
+    assert figure({"value": None, "low": None, "high": None}) == "not known"
+    assert figure(None) == "not known"
+
+
+def test_times_are_shown_to_the_minute() -> None:
+    assert when(1_380_607_259_000_000) == "2013-10-01 06:00"
+
+
+def test_a_commit_takes_note_and_decides_nothing() -> None:
+    entry = Entry(1, 0, "commit", {"table": "orders", "rows": 1200, "quarantined": 3})
+    assert decisions(entry) == []
+    assert sentence(entry) == "orders: 1,200 rows, 3 quarantined"
+
+
+def test_a_promotion_names_what_it_replaces() -> None:
+    body = {"model": "late", "alias": "champion", "version": 2, "previous": 1, "reasons": []}
+    assert sentence(Entry(9, 0, "alias", body)) == "late: v2 is champion, in place of v1"
