@@ -215,7 +215,7 @@ class Project:
         return reader
 
     def pending(self, source: Source) -> int | None:
-        """Return how many files (for pushes: rows) wait to be taken in; None for rows of a function, which are not asked."""
+        """Return how many files (for pushes: rows) wait to be taken in; None for rows of a function, not asked."""
         head = self.workspace.lake.head(source.name) if self.workspace.exists else None
         cursor = head.cursor if head else None
         match source.reader:
@@ -225,7 +225,8 @@ class Project:
             case Push():
                 if not (self.workspace.root / "log" / f"push-{source.name}").exists():
                     return 0  # opening a log would make it
-                return sum(batch.rows.num_rows for batch in self.reader(source).poll(cursor))
+                rows: int = sum(batch.rows.num_rows for batch in self.reader(source).poll(cursor))
+                return rows
         return None
 
     def mill(self, fence: Fence) -> Mill:

@@ -162,10 +162,3 @@ def test_documented_options_exist() -> None:
             command = main.get_command(None, found[1])  # type: ignore[arg-type, attr-defined]
             known = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z]+", row)) <= known | {"--project", "--json"}, row
-
-
-def test_no_line_is_wide() -> None:
-    for path in DOCS.glob("*.md"):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            wide = len(line) > 125 and not line.startswith(("|", "assert", "  {"))
-            assert not wide, f"{path.name}:{number}"

@@ -69,16 +69,16 @@ late = tm.Model(
 system = tm.System(
     "vans", late,
     monitor=tm.Monitor(drift=tm.psi(over=0.2), performance=tm.worse_than(0.02), every="1d", window="4d"),
-    policy=tm.Policy(retrain=[tm.every("14d"), tm.on_drift(cooldown="6d")], takes="6h"),
-    tick="6h",
+    policy=tm.Policy(retrain=[tm.every("14d"), tm.on_drift(cooldown="6d")], takes="12h"),
+    tick="12h",
 )
 '''
 
 START = parse_time("2024-03-01")
-DAYS = 18
+DAYS = 20
 ORDERS_A_DAY = 60
 SHIFT = 10  # the day from which everything is farther and slower
-TICK = 6 * HOUR
+TICK = 12 * HOUR
 
 
 def text(micros: int) -> str:
@@ -158,11 +158,11 @@ def live(folder: Path, seed: int) -> None:
             clock.advance_to(tick)
             world.until(tick)
             _push(server, tick, number, rng)
-            if number == 30:
+            if number == 14:
                 broken.write_text("id,depot\na,N\n")  # stands still at a file with other columns …
-            if number == 34:
+            if number == 16:
                 broken.unlink()  # … until somebody takes it away
-            if number == 40:
+            if number == 20:
                 mill.stop()  # the worker starts anew
                 lease.release()
                 lease = project.workspace.journal.acquire()

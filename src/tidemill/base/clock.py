@@ -23,6 +23,9 @@ WEEK = 7 * DAY
 #: Later than every time a row may carry: the end of validity of a row that nothing has replaced.
 FOREVER = 2**63 - 1
 
+#: The longest duration, some 31700 years: added to any date, it stays within the times that 64 bits hold.
+LONGEST = 10**18
+
 _UNITS = {"us": 1, "ms": 1_000, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY, "w": WEEK}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -81,7 +84,7 @@ class VirtualClock:
 def parse_duration(text: str) -> int:
     """Return the microseconds in ``text``: a number and a unit (us, ms, s, m, h, d, w), or several: ``"1d12h"``.
 
-    Raises ValueError when the text is not of that form. The result is not negative.
+    Raises ValueError when the text is not of that form or longer than LONGEST. The result is not negative.
     """
     position = total = 0
     for match in _DURATION.finditer(text):
@@ -91,6 +94,10 @@ def parse_duration(text: str) -> int:
         position = match.end()
     if not text or position != len(text):
         raise ValueError(f"{text!r} is not a duration. Write a number and a unit, such as '30d', '6h' or '1d12h'.")
+    if total > LONGEST:
+        raise ValueError(
+            f"{text!r} is longer than {format_duration(LONGEST)}, the longest duration. Write a shorter one."
+        )
     return total
 
 

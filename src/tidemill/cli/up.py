@@ -20,10 +20,7 @@ from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
 from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
-from tidemill.cli.plan import recipes_declared
 from tidemill.cli.words import decisions, when
-from tidemill.engine.change import changes
-from tidemill.engine.fingerprint import recipe, recipe_fingerprint
 from tidemill.engine.mill import Mill, Turned, declared
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.loop.worker import next_tick, work
@@ -64,7 +61,6 @@ def command(path: Path, once: bool, wait: str) -> None:
             sys.exit(1)
     lease = project.workspace.journal.acquire()
     try:
-        _request_changed_recipes(project)
         run = _Run(project, project.mill(lease), out)
         try:
             healthy = run.once(patience) if once else run.keep_turning()
@@ -74,22 +70,6 @@ def command(path: Path, once: bool, wait: str) -> None:
         lease.release()
     if not healthy:
         sys.exit(1)
-
-
-def _request_changed_recipes(project: Project) -> None:
-    """Ask for a training of each model whose champion was made by another recipe, unless this one was tried."""
-    journal, state = project.workspace.journal, project.state()
-    for model in project.system.models:
-        known = state.model(model.name)
-        if "champion" not in known.aliases:
-            continue
-        own, champion = recipe_fingerprint(model, project.system.policy), known.resolve("champion")
-        tried = {entry.body["recipe"] for entry in journal.read(kinds=["train"]) if entry.body["model"] == model.name}
-        asked = {request.body.get("model") for request in journal.requests() if request.kind == "retrain"}
-        if own == champion.recipe or own in tried or model.name in asked:
-            continue
-        why = changes(recipes_declared(project).get(champion.recipe, {}), recipe(model, project.system.policy))
-        journal.request("retrain", {"model": model.name, "reason": f"the recipe has changed ({'; '.join(why[:3])})"})
 
 
 class _Run:
@@ -134,11 +114,12 @@ class _Run:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+        self.close()
         self._say("", "Stopped. Nothing is lost; go on with: tidemill up")
         return True
 
     def close(self) -> None:
-        """Stop the server and the trainings under way; the next start takes those up again."""
+        """Stop the server and the trainings under way; the next start takes those up again. Idempotent."""
         self._stop.set()
         self._endpoint.stop()
         self._mill.stop()
@@ -287,8 +268,9 @@ class _Endpoint:
                 server = ServerProcess(self._project.path, port, workspace.root / "log" / "server.txt")
                 server.follow(number)
                 port = server.port  # a free one stays the same after a restart
-                file.write_text(server.url)
-                self._say("bold", f"Serving on {server.url}")
+                if not self._ended.is_set():
+                    file.write_text(server.url)
+                    self._say("bold", f"Serving on {server.url}")
                 lived = 0.0
                 while server.running() and not self._ended.wait(_PULSE):
                     lived += _PULSE

@@ -85,7 +85,8 @@ def sentence(entry: Entry) -> str:
         case "version":
             return f"{body['model']}: v{body['version']} made by training {body['training']}"
         case "declare":
-            return "the declared system is new or has changed"
+            changed = "; ".join(body["changes"])
+            return f"the declaration has changed: {changed}" if changed else "the declared system is new or has changed"
         case "watch":
             parts = [part["reason"] for part in (body["drift"], body["performance"]) if part]
             return f"{body['model']}: watched {body['predictions']:,} predictions: {' '.join(parts)}"

@@ -102,6 +102,7 @@ class Mill:
         self._derivation = Derivation(ports.lake, fence)
         self._online = OnlineState(system.views, ports.online, epoch=fence.epoch)
         self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
+        self._recipes = {model.name: recipe_fingerprint(model, system.policy) for model in system.models}
         self._jobs: dict[str, Job] = {}
         # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
         self._wakes: dict[str, int | None] = {}
@@ -119,16 +120,19 @@ class Mill:
         self._online.claim()
         self._intake.recover()
         self.state = fold(self.ports.journal.read(), self.state)
-        drafts = []
-        for table in self.ports.lake.tables():
-            for commit in self.ports.lake.commits(table, after=self.state.storage.get(table, 0)):
-                if commit.entry:
-                    drafts.append(Draft(commit.tick, "commit", json.loads(commit.entry), {"version": commit.version}))
+        drafts = [
+            Draft(commit.tick, "commit", json.loads(commit.entry), {"version": commit.version})
+            for table in self.ports.lake.tables()
+            for commit in self.ports.lake.commits(table, after=self.state.storage.get(table, 0))
+            if commit.entry
+        ]
         parts = declared(self.system)
         if parts != self.state.declared:
             self._refuse_new_meaning(self.state.declared, parts)
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
-            drafts.append(Draft(tick, "declare", {"declared": parts}))
+            drafts.append(
+                Draft(tick, "declare", {"declared": parts, "changes": _recipe_changes(self.state.declared, parts)})
+            )
         entries = self._write(drafts)
         self._catch_up()
         for model in self.system.models:
@@ -396,6 +400,7 @@ class Mill:
             drift=bool(watched and (watched["drift"] or {}).get("drifted")),
             drop=bool(watched and (watched["performance"] or {}).get("drop")),
             by_hand=by_hand,
+            changed=state.tried is not None and state.tried != self._recipes[model.name],
         )
         decision = decide(self.system.policy, situation)
         if decision.kind == "none":
@@ -419,7 +424,7 @@ class Mill:
     def _order(self, model: Model, state: ModelState, tick: int, decision: Decision, drafts: list[Draft]) -> Draft:
         """Draft the start of a training: what it reads, and when it takes effect."""
         policy = self.system.policy
-        own = recipe_fingerprint(model, policy)
+        own = self._recipes[model.name]
         champion = state.version(state.aliases["champion"]) if "champion" in state.aliases else None
         case: Case = "first" if champion is None else "refresh" if champion.recipe == own else "changed"
         rows = _with(self.state, drafts, tick).rows
@@ -492,6 +497,17 @@ def _taken_up(tick: int, request: Request, *, refused: str | None = None) -> Dra
     return Draft(tick, "request", {"request": request.kind, "body": request.body, "refused": refused})
 
 
+def _recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return in words what changed in the recipes of models that both declarations have."""
+    known = before.get("models", {})
+    return [
+        f"{name}: {change}"
+        for name, parts in after["models"].items()
+        if name in known
+        for change in changes(known[name]["recipe"], parts["recipe"])
+    ]
+
+
 def _with(state: State, drafts: list[Draft], tick: int) -> State:
     """Return ``state`` as it will be once ``drafts`` are written."""
     number = state.number
@@ -501,7 +517,7 @@ def _with(state: State, drafts: list[Draft], tick: int) -> State:
 
 
 def _outcome(state: ModelState, training: Training, result: Mapping[str, Any], tick: int) -> list[Draft]:
-    """Return the entries that a finished training makes: the judgement, and when it passed a version and its promotion."""
+    """Return the entries of a finished training: the judgement and, when it passed, a version and its promotion."""
     judged = result["judged"]
     head = {"model": training.model, "training": training.id}
     drafts = [Draft(tick, "judge", {**head, "judged": judged})]

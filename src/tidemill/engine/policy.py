@@ -1,6 +1,6 @@
 """When to retrain: a pure function from what is known now to a decision with its reasons.
 
-Never two trainings of a model at once. A request by hand always counts; the schedule and the reports count from the
+Never two trainings of a model at once. A request by hand and a changed recipe always count; the schedule and the reports count from the
 start of the last training, and only when labels have matured since, because without new rows a training would make the
 same model again.
 """
@@ -22,6 +22,7 @@ class Situation:
     ``in_flight``: a training of it has started and not yet taken effect. ``drift`` and ``drop``: what the newest
     reports say. ``by_hand``: the words with which somebody asked for a training, None when nobody did.
     ``new_mature_rows``: examples that matured since the last training started (all of them when there was none).
+    ``changed``: the declared recipe is not the one of the last training.
     """
 
     now: int
@@ -31,6 +32,7 @@ class Situation:
     drift: bool = False
     drop: bool = False
     by_hand: str | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ def decide(policy: Policy, situation: Situation) -> Decision:
         else:
             held.append("there is no model yet, and no mature example to learn from")
     else:
+        if situation.changed:
+            fired.append("the recipe has changed")
         age = situation.now - situation.last_started
         for trigger in policy.retrain:
             due, reason = _fires(trigger, situation, age)

@@ -20,7 +20,7 @@ KINDS: Mapping[str, str] = {
     "loaded": "the first load of a source ended; from now on known-at is at least the tick: source",
     "halt": "a source stands still because an input cannot be read: source, reason",
     "resume": "a source that stood still is read again: source",
-    "declare": "the declared system is new or has changed: declared",
+    "declare": "the declared system is new or has changed: declared, changes (of recipes, in words)",
     "train": "a training started: model, training, recipe, case, reasons, as_of, ready, next_seq, rival",
     "fail": "a training failed: model, training, reason",
     "judge": "a candidate was judged: model, training, judged (verdict, metrics, kpis, slices, warnings, …)",
@@ -61,14 +61,18 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """One model: its versions, its aliases with their history, its training under way and its newest report."""
+    """One model: its versions, its aliases with their history, its training under way and its newest report.
+
+    ``tenures``: (tick, alias, version) whenever an alias was pointed. ``last_started``, ``tried``: tick and recipe of the
+    last training. ``watched``: the newest report, of tick ``watched_at``.
+    """
 
     versions: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
     tenures: tuple[tuple[int, str, int], ...] = ()
     training: Training | None = None
     last_started: int | None = None
-    attempt: str | None = None
+    tried: str | None = None
     judged: Mapping[str, Any] | None = None
     watched: Mapping[str, Any] | None = None
     watched_at: int | None = None
@@ -164,7 +168,7 @@ def _advance(model: ModelState, entry: Entry) -> ModelState:
                 body["ready"],
                 body["next_seq"],
             )
-            return replace(model, training=training, last_started=tick, attempt=body["training"])
+            return replace(model, training=training, last_started=tick, tried=body["recipe"])
         case "fail":
             return replace(model, training=None)
         case "judge":

@@ -35,6 +35,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         clock.parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["20000000w", "1000000000001s"])
+def test_a_duration_that_would_overflow_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="longest duration"):
+        clock.parse_duration(text)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 10**18))
 def test_durations_are_written_so_that_they_read_back(micros: int) -> None:

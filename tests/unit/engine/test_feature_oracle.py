@@ -22,7 +22,7 @@ from tidemill.engine.table import visible
 from tidemill.spec.feature import View
 from tidemill.spec.source import Source
 from tidemill.testing.histories import FAR, ORIGIN, STEP, TIME, edges, frame, histories, questions, request_frame
-from tidemill.testing.oracle import Oracle, Row, plain
+from tidemill.testing.oracle import Oracle, Row, plain, timeless
 
 EXAMPLES = int(os.environ.get("TIDEMILL_ORACLE_EXAMPLES", "12"))
 quickly = settings(
@@ -47,7 +47,7 @@ PLANE = {name: dtype for name, dtype in FLIGHT.items() if name != "landed"}
 
 OVER = ("30m", "150m", "1d")
 #: Of no length, of the shortest, and longer than any history.
-EDGE = ("0s", "1us", "36500d")
+EDGE = ("0s", "1us", "3652500d")
 FEATURES = {
     "n": tm.count(over=OVER),
     **{
@@ -85,7 +85,9 @@ VIEWS: dict[str, View] = {
     "latest": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay", "seats", "ok", "landed"]),
     "latest within": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="1h"),
     "latest within nothing": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="0s"),
-    "latest within a century": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], within="36500d"),
+    "latest within ten thousand years": tm.Latest(
+        "v", ARRIVALS, by="carrier", columns=["id", "delay"], within="3652500d"
+    ),
     "latest of two columns": tm.Latest("v", ARRIVALS, by=("carrier", "ok"), columns=["id", "delay"], within="1h"),
     "latest of a table keyed by time": tm.Latest("v", WEATHER, by="origin", columns=["delay"], within="90m"),
     "ahead": tm.Latest("v", ARRIVALS, by="carrier", columns=["id", "delay"], ahead=True),
@@ -189,6 +191,9 @@ SCHEDULES = tm.Source(
 MODELS = {
     "none otherwise": tm.Label(ARRIVALS, pl.col("delay") > 0.2, within="3h", settle="30m"),
     "false otherwise": tm.Label(ARRIVALS, pl.col("delay") > 0.2, within="2h", otherwise=False),
+    "a number otherwise": tm.Label(ARRIVALS, "delay", within="150m", settle="1us", otherwise=-1.5),
+    "a ratio, much later": tm.Label(ARRIVALS, pl.col("delay") / 3, within="4h", settle="90m"),
+    "within no time": tm.Label(WEATHER, "ok", within="0s", on={"origin": "id"}),
     "on another column": tm.Label(WEATHER, "seats", within="90m", on={"origin": "id"}),
 }
 
@@ -238,7 +243,16 @@ def test_training_set(name: str, data: st.DataObject) -> None:
     if window is not None and window < 0:
         window = None
     training = Oracle(tables, {table: types for table, (_, types) in shapes.items()}).training_set(model, now, window)
-    got = training_set(model, {table: frame(rows, shapes[table][1]) for table, rows in tables.items()}, now, window)
+    frames = {table: frame(rows, shapes[table][1]) for table, rows in tables.items()}
+    got = training_set(model, frames, now, window)
     assert got.frame.columns == [*dict.fromkeys((*SCHEDULES.key, "_asked_at", *model.columns, "_label"))]
     same(rows_of(got.frame), training.rows)
     assert dict(got.counts) == training.counts
+    # What became known since changes nothing: the set that was made then is the one made now, as of then.
+    then = {
+        table: rows if timeless(shapes[table][0]) else rows.filter(pl.col("_known_at") < pl.lit(now).cast(TIME))
+        for table, rows in frames.items()
+    }
+    made = training_set(model, then, now, window)
+    same(rows_of(made.frame), training.rows)
+    assert made.counts == got.counts

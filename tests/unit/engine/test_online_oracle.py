@@ -77,7 +77,7 @@ EXAMPLES_TABLE = tm.Source(
 OVER = ("30m", "150m")
 NUMBERS = ("sum", "mean", "std", "min", "max", "first", "last", "n_unique")
 WINDOWS = {
-    "n": tm.count(over=("0s", "1us", *OVER, "36500d")),
+    "n": tm.count(over=("0s", "1us", *OVER, "3652500d")),
     **{f"{function}_delay": getattr(tm, function)("delay", over=OVER) for function in NUMBERS},
     **{f"{function}_seats": getattr(tm, function)("seats", over="1h") for function in NUMBERS},
     **{f"{function}_ok": getattr(tm, function)("ok", over="1h") for function in ("mean", "n_unique")},
@@ -205,9 +205,9 @@ def follow(data: st.DataObject, store: Online, other: Online) -> None:
     next_seq = dict.fromkeys(tables, 0)
     plan = data.draw(batches(tables, views), label="batches")
     turn = data.draw(st.integers(0, len(plan)), label="rebuilt at")
-    for number, (tick, rows) in enumerate(plan):
-        next_seq = {name: next_seq[name] + len(rows.get(name, [])) for name in tables}
-        arrived = {name: frame(new, types[name]) for name, new in rows.items()}
+    for number, (tick, batch) in enumerate(plan):
+        next_seq = {name: next_seq[name] + len(batch.get(name, [])) for name in tables}
+        arrived = {name: frame(new, types[name]) for name, new in batch.items()}
         if data.draw(st.integers(0, 3)) == 0:  # a restart: nothing is in memory
             state, lookup = OnlineState(model.views, store), Lookup(model, store)
         state.apply(tick, arrived, next_seq, number)

@@ -38,6 +38,9 @@ CASES: list[tuple[str, Policy, int | None, dict[str, Any], str, str]] = [
     ("by hand", ALL, 1 * HOUR, {"by_hand": "new sensor"}, "train", "asked for by hand: new sensor"),
     ("by hand without words", Policy(), 1 * HOUR, {"by_hand": ""}, "train", "asked for by hand"),
     ("by hand, no new labels", ALL, 1 * HOUR, {"by_hand": "x", "new_mature_rows": 0}, "train", "by hand"),
+    ("changed recipe", Policy(), 1 * HOUR, {"changed": True}, "train", "the recipe has changed"),
+    ("changed recipe, no new labels", ALL, 1, {"changed": True, "new_mature_rows": 0}, "train", "recipe has changed"),
+    ("changed recipe, under way", ALL, 1, {"changed": True, "in_flight": True}, "none", "under way"),
     ("by hand, under way", ALL, 1 * HOUR, {"by_hand": "x", "in_flight": True}, "none", "waits"),
 ]
 
