@@ -17,13 +17,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 import tidemill
-from tidemill.cli.main import COMMANDS, main
+from tidemill.cli.main import COMMANDS
 from tidemill.engine.check import check
 from tidemill.engine.state import KINDS
 from tidemill.spec.system import System
@@ -159,6 +161,6 @@ def test_documented_options_exist() -> None:
     for row in (DOCS / "operate.md").read_text().splitlines():
         found = re.match(r"\| `tidemill (\w+)", row)
         if found:
-            command = main.get_command(None, found[1])  # type: ignore[arg-type, attr-defined]
+            command: click.Command = import_module(COMMANDS[found[1]][0]).command
             known = {option for parameter in command.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z]+", row)) <= known | {"--project", "--json"}, row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -193,7 +195,12 @@ def test_a_second_worker_is_refused_and_told_who_holds_the_lease(tmp_path: Path,
     assert answer["error"] == "LeaseHeldError"
     assert f"process {first.pid} on" in answer["message"]
     assert "Stop it before starting a second one" in answer["message"]
-    turn(first, 0)
+    command = [sys.executable, "-c", "from tidemill.cli.main import main; main()", "up", "--project", str(folder)]
+    up = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert up.returncode == 2
+    assert f"process {first.pid} on" in up.stderr
+    assert "Stop it before starting a second one" in up.stderr
+    turn(first, 0)  # which has noticed nothing
     assert first.receive()["folds"]
     first.kill()
     assert start(zygote, folder).receive()["folds"]  # a dead worker's lease is free at once

@@ -413,7 +413,7 @@ def examine(story: Story) -> Outcome:
     found, _ = Lookup(model, workspace.online).features(asked)
     assert_frame_equal(found, Lookup(model, anew).features(asked)[0], check_exact=True)
     workspace.online.close()
-    workspace.journal.close()
+    workspace.journal.close()  # type: ignore[attr-defined]
     by_tick: dict[int, list[tuple[str, str]]] = {}
     for entry in entries:
         by_tick.setdefault(entry.tick, []).append((entry.kind, canonical(entry.body).decode()))

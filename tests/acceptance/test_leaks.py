@@ -53,7 +53,7 @@ calendar = tm.OnDemand("calendar", {"hour": tm.local("scheduled", "America/New_Y
 HONEST: tuple[View | str, ...] = (carrier, calendar, "carrier", "origin", "distance")
 
 
-def stamped(rows: pl.DataFrame, known: pl.Expr) -> pl.DataFrame:
+def stamped(rows: pl.DataFrame, known: pl.Expr | pl.Series) -> pl.DataFrame:
     """Return ``rows`` as the lake holds history."""
     return rows.with_columns(known.alias(KNOWN_AT)).with_columns(
         pl.int_range(pl.len(), dtype=pl.Int64).alias(SEQ),

@@ -1,8 +1,8 @@
 """When to retrain: a pure function from what is known now to a decision with its reasons.
 
-Never two trainings of a model at once. A request by hand and a changed recipe always count; the schedule and the reports count from the
-start of the last training, and only when labels have matured since, because without new rows a training would make the
-same model again.
+Never two trainings of a model at once. A request by hand and a changed recipe always count; the schedule and the
+reports count from the start of the last training, and only when labels have matured since, because without new rows a
+training would make the same model again.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class Training:
 class ModelState:
     """One model: its versions, its aliases with their history, its training under way and its newest report.
 
-    ``tenures``: (tick, alias, version) whenever an alias was pointed. ``last_started``, ``tried``: tick and recipe of the
-    last training. ``watched``: the newest report, of tick ``watched_at``.
+    ``tenures``: (tick, alias, version) whenever an alias was pointed. ``last_started``, ``tried``: tick and recipe of
+    the last training. ``watched``: the newest report, of tick ``watched_at``.
     """
 
     versions: tuple[Version, ...] = ()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidemill.base.errors import TidemillError
+from tidemill.base.errors import FencedError, TidemillError
 from tidemill.ports.online import Change, Online
 
 _CHANGES = st.lists(
@@ -131,4 +131,25 @@ class OnlineSuite:
                     assert all(snapshot.get(space, key) == value for key, value in pairs.items())
 
         check()
+        online.close()
+
+    def test_a_claim_shuts_lower_epochs_out(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.claim(3)
+        online.apply([Change("plane", b"n1", b"a")], b"1", epoch=3)
+        online.claim(5)
+        for epoch in (0, 3, 4):
+            with pytest.raises(FencedError, match=f"epoch {epoch}, but the online state was taken over with epoch 5"):
+                online.apply([Change("plane", b"n1", b"b")], b"2", epoch=epoch)
+            with pytest.raises(FencedError):
+                online.clear(epoch=epoch)
+            with pytest.raises(FencedError):
+                online.claim(epoch)
+        with online.snapshot() as snapshot:
+            assert snapshot.mark() == b"1"
+            assert snapshot.get("plane", b"n1") == b"a"
+        online.clear(epoch=5)
+        with pytest.raises(FencedError):  # clearing forgets the rows, not who has claimed
+            online.apply([], b"3", epoch=3)
+        online.apply([], b"4", epoch=5)
         online.close()

@@ -223,6 +223,22 @@ def follow(data: st.DataObject, store: Online, other: Online) -> None:
             check(Lookup(model, other), expected)
 
 
+def test_a_correction_known_a_microsecond_after_the_tick_waits_for_the_next() -> None:
+    row: dict[str, Any] = {"id": "x", "landed": ORIGIN, "carrier": "a", "origin": "a", "delay": 1.0, "seats": 1}
+    row |= {"ok": True, "_known_at": ORIGIN, "_seq": 0, "_tombstone": False, "_tick": ORIGIN, "_history": False}
+    rows = [row, {**row, "carrier": "b", "_known_at": ORIGIN + 1, "_seq": 1}]
+    model = model_of([tm.Aggregation("v", ARRIVALS, by="carrier", features=FEW)])
+    store = MemoryOnline()
+    state, lookup = OnlineState(model.views, store), Lookup(model, store)
+    asks = [{**row, "carrier": carrier} for carrier in "ab"]
+    for tick, arrived, counts in ((ORIGIN, rows, [1, 0]), (ORIGIN + 1, [], [0, 1])):
+        state.apply(tick, {"arrivals": frame(arrived, FLIGHT)}, {"arrivals": 2}, 0)
+        got, applied = lookup.features(request_frame(asks, FLIGHT))
+        assert got["v__n_1h"].to_list() == counts
+        oracle = Oracle({"arrivals": rows}, {"arrivals": FLIGHT})
+        assert rows_of(got) == [bits(oracle.features(model, ask, applied.t)) for ask in asks]
+
+
 @given(data=st.data(), sweep=st.sampled_from((0, 20_000)))
 @quickly
 def test_in_memory(data: st.DataObject, sweep: int) -> None:
