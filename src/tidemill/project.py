@@ -142,6 +142,12 @@ class Project:
         frame = pl.DataFrame(self.workspace.lake.scan(name, version=version))
         return frame if before is None else frame.filter(pl.col(SEQ) < before)
 
+    def rows_so_far(self, name: str, *, before: int | None = None) -> pl.DataFrame:
+        """Return the same, as ``engine.feature`` takes it: a frame without columns when there has been no row."""
+        return (
+            pl.DataFrame() if before == 0 or self.workspace.lake.head(name) is None else self.rows(name, before=before)
+        )
+
     def table(self, name: str, *, as_of: str | int | None = None, version: int | None = None) -> pl.DataFrame:
         """Return a table as a question asked at ``as_of`` sees it: the last visible version of each key.
 
@@ -154,7 +160,7 @@ class Project:
     def training_set(self, model: str, *, as_of: str | int | None = None) -> TrainingSet:
         """Return what ``model`` may learn from at ``as_of`` (an ISO time or microseconds; None is now)."""
         declared = self.declared_model(model)
-        frames = {name: self.rows(name) for name in tables_of(declared)}
+        frames = {name: self.rows_so_far(name) for name in tables_of(declared)}
         return training_set(declared, frames, self._moment(as_of), self.system.policy.window)
 
     def model(self, reference: str) -> FittedModel:
@@ -251,7 +257,7 @@ class Project:
     def carry_out(self, order: Order, report: Report) -> dict[str, Any]:
         """Carry out a training and return its result as plain data: the estimator stored, judged, profiled."""
         model = self.declared_model(order.model)
-        frames = {name: self.rows(name, before=number) for name, number in order.next_seq.items()}
+        frames = {name: self.rows_so_far(name, before=number) for name, number in order.next_seq.items()}
         rival = None
         if order.rival is not None:
             version = next(each for each in self.state().model(model.name).versions if each.training == order.rival)
@@ -303,7 +309,7 @@ class FittedModel:
         else:
             moment = parse_time(as_of) if isinstance(as_of, str) else as_of
             moments = np.full(frame.height, moment, dtype=np.int64)
-        frames = {name: project.rows(name) for name in tables_of(declared)}
+        frames = {name: project.rows_so_far(name) for name in tables_of(declared)}
         return features(declared, frames, frame, moments)
 
 

@@ -80,7 +80,10 @@ class Trainings:
         """Return the result of ``order``, as ``project.carry_out`` does; ``rows``: of each table at that time."""
         if order.training not in self._made:
             began = time.perf_counter()
-            frames = {name: rows(name).filter(pl.col(SEQ) < number) for name, number in order.next_seq.items()}
+            frames = {
+                name: rows(name).filter(pl.col(SEQ) < number) if number else pl.DataFrame()
+                for name, number in order.next_seq.items()
+            }
             rival = order.rival and Rival(self.load(model.name, order.rival), self._as_of[order.rival])
             made = carry_out(model, order, frames, rival or None, self._report, self._models)
             self._made[order.training], self._as_of[order.training] = made, order.as_of

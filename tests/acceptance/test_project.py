@@ -39,9 +39,15 @@ spent = tm.Aggregation("spent", paid, by="shop", features={
     "n": tm.count(over="1d"),
 })
 big = tm.Aggregation("big", large, by="shop", features={"n": tm.count(over="7d")})
+returns = tm.Source("returns", tm.push(), key="order", event_time="at")
+returned = tm.Aggregation("returned", returns, by="shop", features={
+    "n": tm.count(over="7d"),
+    "x": tm.mean("x", over="7d"),
+})
+
 amount = tm.Model(
     "amount", examples=orders, asked_at="placed", label=tm.Label(paid, "amount", within="6h"),
-    features=[spent, big, "size"], estimator=make_pipeline(SimpleImputer(), LinearRegression()),
+    features=[spent, big, returned, "size"], estimator=make_pipeline(SimpleImputer(), LinearRegression()),
     split=tm.by_time(test="7d", gap="1h"), gate=tm.Gate("mae", min_rows=50),
 )
 system = tm.System("shop", amount, tick="1h", policy=tm.Policy(retrain=[tm.every("10d")], takes="1h"))
@@ -106,6 +112,7 @@ def test_history_is_loaded_a_model_trained_and_promoted(ran: tuple[Project, Mill
     assert state.model("amount").aliases == {"champion": 1}
     judged = state.model("amount").versions[0].judged
     assert judged["metrics"]["r2"]["value"] > 0.9
+    assert judged["dropped"] == ["returned__x_7d"]  # nothing has been returned yet: the count is 0, the mean is null
     quarantined = project.rows("paid__quarantine")
     assert quarantined.height == 20
     assert "amount" in quarantined["reason"][0]

@@ -43,7 +43,7 @@ class Rederiving:
         types = {name: dtype_from_text(step["request"][name]) for name in model.request_columns}
         if not self._tables:
             names = {view.table.name for view in model.views if not isinstance(view, OnDemand)}
-            self._tables = {name: project.rows(name) for name in sorted(names)}
+            self._tables = {name: project.rows_so_far(name) for name in sorted(names)}
         predictor = project.load_predictor(self.model, training)
         found = Parity()
         for part in logged.iter_slices(_AT_ONCE):

@@ -80,13 +80,16 @@ def compute(view: View, rows: pl.DataFrame | None, requests: pl.DataFrame, asked
 def features(model: Model, tables: Mapping[str, pl.DataFrame], requests: pl.DataFrame, asked: Array) -> pl.DataFrame:
     """Return ``model.columns`` for each of ``requests``, in their order.
 
-    ``tables``: all versions of each table that the model's views read, by name. ``asked`` as in ``compute``. Raises
-    NotFoundError when a table is missing, RequestError when a request column is.
+    ``tables``: all versions of each table that the model's views read, by name; a frame without columns stands for a
+    table that has had no row yet. ``asked`` as in ``compute``. Raises NotFoundError when a table is missing,
+    RequestError when a request column is.
     """
     spanned: dict[str, pl.DataFrame] = {}
 
     def answer(view: TableView) -> pl.DataFrame:
         name = view.table.name
+        if name in tables and tables[name].width == 0:
+            return unanswered(view, requests)
         if name not in spanned:
             if name not in tables:
                 raise NotFoundError(f"view {view.name!r} reads table {name!r}, which was not given")
@@ -108,6 +111,22 @@ def assemble(model: Model, requests: pl.DataFrame, answer: Callable[[TableView],
         else:
             columns.extend(answer(feature).get_columns())
     return pl.DataFrame(columns)
+
+
+def unanswered(view: TableView, requests: pl.DataFrame) -> pl.DataFrame:
+    """Return the columns of a view whose table has had no row yet: counts are 0, all else is null."""
+    require(requests, view.request_columns)
+    if isinstance(view, Latest):
+        return pl.DataFrame([pl.Series(name, [None] * requests.height, dtype=pl.Null) for name in view.columns])
+    functions = (aggregate.function for _, aggregate in view.features for _ in aggregate.over)
+    return pl.DataFrame(
+        [
+            pl.Series(name, [0] * requests.height, dtype=pl.Int64)
+            if function == "count"
+            else pl.Series(name, [None] * requests.height, dtype=pl.Int64 if function == "n_unique" else pl.Float64)
+            for name, function in zip(view.columns, functions, strict=True)
+        ]
+    )
 
 
 def demand(view: OnDemand, requests: pl.DataFrame) -> pl.DataFrame:

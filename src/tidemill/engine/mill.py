@@ -412,8 +412,8 @@ class Mill:
         """Return how many examples matured since the last training started, or at all when there was none."""
         if model.examples.name not in self.state.rows and self.ports.lake.head(model.examples.name) is None:
             return 0
-        if self.ports.lake.head(model.label.table.name) is None and model.label.otherwise is None:
-            return 0
+        if self.ports.lake.head(model.label.table.name) is None:
+            return 0  # an ``otherwise`` alone is nothing to learn from
         rows = pl.DataFrame(self.ports.lake.scan(model.examples.name))
         found, _ = examples(model, rows, tick + 1)
         asked = found[ASKED_AT].dt.epoch("us")

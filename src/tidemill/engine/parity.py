@@ -105,7 +105,7 @@ def derive(
     """Return ``model.columns`` for each of ``logged``, from the rows that each had seen.
 
     ``types``: of the request's columns. ``tables``: all versions of each table that the model's views read, in order of
-    sequence. ``logged``: rows of the ledger.
+    sequence; without columns where there has been no row. ``logged``: rows of the ledger.
     """
     requests = request_frame(logged["request"], types)
     asked = logged["asked"].dt.epoch("us").to_numpy().astype(np.int64)
@@ -114,6 +114,8 @@ def derive(
     seen = np.array([[each.get(name, 0) for name in read] for each in applied], dtype=np.int64)
     cut = np.zeros(len(asked), dtype=np.bool_)
     for place, (name, table) in enumerate(read.items()):
+        if tables[name].width == 0:
+            continue  # no row yet, then as now
         cut |= _shows_later_rows(table, tables[name], seen[:, place], asked)
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in np.flatnonzero(cut).tolist():
@@ -125,10 +127,13 @@ def derive(
         places.append(whole)
     for limits, members in groups.items():
         rows = np.array(members)
-        own = {name: tables[name].filter(pl.col(SEQ) < limit) for name, limit in zip(read, limits, strict=True)}
+        own = {
+            name: tables[name].filter(pl.col(SEQ) < limit) if limit else pl.DataFrame()
+            for name, limit in zip(read, limits, strict=True)
+        }
         parts.append(features(model, own, requests[rows], asked[rows]))
         places.append(rows)
-    return pl.concat(parts)[np.argsort(np.concatenate(places), kind="stable")]
+    return pl.concat(parts, how="vertical_relaxed")[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def _shows_later_rows(table: Source | Table, rows: pl.DataFrame, seen: Ints, asked: Ints) -> npt.NDArray[np.bool_]:

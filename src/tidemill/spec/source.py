@@ -23,7 +23,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Rows pushed over HTTP (``POST /v1/tables/<source>``) or with ``project.push``."""
+    """Rows pushed over HTTP (``POST /v1/tables/<source>``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def files(pattern: str) -> Files:
 
 
 def push() -> Push:
-    """Take rows that are pushed over HTTP or from Python."""
+    """Take rows that are pushed over HTTP."""
     return Push()
 
 

@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 
 import tidemill as tm
 from tidemill.base.errors import DeclarationError, NotFoundError, RequestError
-from tidemill.engine.feature import compute, dtypes, features
+from tidemill.engine.feature import compute, dtypes, features, unanswered
 from tidemill.spec.feature import View
-from tidemill.testing.histories import TIME, frame
+from tidemill.testing.histories import SYSTEM_TYPES, TIME, frame
 
 TYPES: dict[str, pl.DataType] = {
     "id": pl.Int32(), "at": TIME, "by": pl.Int64(), "x": pl.Float64(), "n": pl.Int64(), "ok": pl.Boolean(),
@@ -112,3 +112,21 @@ def test_what_is_missing_is_named() -> None:
     windows = tm.Aggregation("w", static, by="by", features={"n": tm.count(over="1h")})
     with pytest.raises(DeclarationError, match="no event time"):
         ask(windows, [], {"by": [1]})
+
+
+def test_a_table_without_rows_yet_answers_like_an_empty_one() -> None:
+    events = tm.Source("pushed", tm.push(), key="id", event_time="at")
+    views: tuple[tm.Aggregation | tm.Latest, ...] = (
+        tm.Aggregation(
+            "w", events, by="k",
+            features={"n": tm.count(over="1d"), "x": tm.mean("x", over=("1d", "2d")), "u": tm.n_unique("x", over="1d")},
+        ),
+        tm.Latest("l", events, by="k", columns="x"),
+    )  # fmt: skip
+    requests = pl.DataFrame({"k": ["a", None]})
+    for view in views:
+        nothing = unanswered(view, requests)
+        typed = {"id": pl.String(), "at": TIME, "k": pl.String(), "x": pl.Float64(), **SYSTEM_TYPES}
+        empty = compute(view, pl.DataFrame(schema=typed), requests, np.zeros(2, dtype=np.int64))
+        assert nothing.columns == empty.columns
+        assert nothing.rows() == empty.rows()
