@@ -25,6 +25,7 @@ from tidemill.engine import ledger
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import TrainingSet, asked_at, training_set
 from tidemill.engine.feature import features
+from tidemill.engine.fingerprint import origins
 from tidemill.engine.mill import Mill, Ports, tables_of
 from tidemill.engine.predict import Predictor
 from tidemill.engine.state import State, Version, fold
@@ -276,6 +277,7 @@ def carry_out(
         "encoding": made.predictor.encoding.as_json(),
         "profile": made.profile.as_json(),
         "judged": made.judged,
+        "origins": origins(model),
         "request": {name: dtype_to_text(schema[name]) for name in model.request_columns},
     }
 

@@ -85,6 +85,23 @@ def describe(declaration: Source | Table | View | Label) -> Parts:
             }
 
 
+def origins(model: Model) -> dict[str, str]:
+    """Return, for each of the model's columns, the hash of what computes it. Raises FingerprintError as ``of``.
+
+    Tables enter by name alone: a new check or a mended derived table changes rows, not what a feature means.
+    """
+    found = {}
+    for feature in model.features:
+        if isinstance(feature, str):
+            found[feature] = fingerprint("column", model.examples.name)
+            continue
+        parts = describe(feature)
+        if not isinstance(feature, OnDemand):
+            parts["table"] = feature.table.name
+        found |= dict.fromkeys(feature.columns, fingerprint(parts))
+    return found
+
+
 def recipe(model: Model, policy: Policy) -> Parts:
     """Return what decides a fitted model, its data apart: the question, the label, the features, the estimator.
 

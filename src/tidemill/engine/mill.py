@@ -23,7 +23,7 @@ from tidemill.engine import ledger
 from tidemill.engine.change import changes
 from tidemill.engine.derive import Derivation
 from tidemill.engine.example import ASKED_AT, examples
-from tidemill.engine.fingerprint import describe, judging, of, operations, recipe, recipe_fingerprint
+from tidemill.engine.fingerprint import describe, judging, of, operations, origins, recipe, recipe_fingerprint
 from tidemill.engine.gate import Case
 from tidemill.engine.ingest import Intake
 from tidemill.engine.online import OnlineState
@@ -129,6 +129,7 @@ class Mill:
         parts = declared(self.system)
         if parts != self.state.declared:
             self._refuse_new_meaning(self.state.declared, parts)
+            self._refuse_lost_features()
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
             drafts.append(
                 Draft(tick, "declare", {"declared": parts, "changes": _recipe_changes(self.state.declared, parts)})
@@ -155,6 +156,22 @@ class Mill:
                 raise WorkspaceError(
                     f"source {name!r}: its {self.state.rows[name]:,} rows were taken in under another declaration "
                     f"({'; '.join(why)}). Give the source a new name, or start with a new workspace folder."
+                )
+
+    def _refuse_lost_features(self) -> None:
+        """Refuse a declaration by which a champion, which answers until another is promoted, would get other inputs."""
+        for model in self.system.models:
+            state = self.state.model(model.name)
+            step = self.ports.journal.step(state.resolve("champion").training) if "champion" in state.aliases else None
+            if step is None:
+                continue
+            now, then = origins(model), step["origins"]
+            lost = [name for name in step["encoding"]["columns"] if now.get(name) != then[name]]
+            if lost:
+                raise WorkspaceError(
+                    f"model {model.name!r}: its champion v{state.aliases['champion']} needs {', '.join(lost)}, which "
+                    f"{'are' if len(lost) > 1 else 'is'} no longer declared as when it was trained. Add a changed view "
+                    "under a new name beside the old one; to drop one, declare a new model beside this one."
                 )
 
     def _catch_up(self) -> None:
@@ -400,6 +417,7 @@ class Mill:
             drift=bool(watched and (watched["drift"] or {}).get("drifted")),
             drop=bool(watched and (watched["performance"] or {}).get("drop")),
             by_hand=by_hand,
+            served="champion" in state.aliases,
             changed=state.tried is not None and state.tried != self._recipes[model.name],
         )
         decision = decide(self.system.policy, situation)

@@ -47,9 +47,10 @@ class Watch:
     def look(self, state: ModelState, tick: int) -> dict[str, Any] | None:
         """Return the report due at ``tick`` as plain data for the journal; None when none is due or nothing is served.
 
-        A report is due ``monitor.every`` after the last one, or after the champion was promoted. Drift is told once a
-        whole ``monitor.window`` has been served: part of a week differs from a week in its weekdays alone. ``alarms``
-        are drifted features and "performance"; ``raised`` and ``cleared`` are those new or gone since the last report.
+        A report is due ``monitor.every`` after the last one, or after the champion was promoted. Drift is told once the
+        champion's recipe has served a whole ``monitor.window``: part of a week differs from a week in its weekdays
+        alone. ``alarms`` are drifted features and "performance"; ``raised`` and ``cleared`` are those new or gone since
+        the last report.
         """
         rules = self._monitor
         if "champion" not in state.aliases or (rules.drift is None and rules.performance is None):
@@ -59,7 +60,9 @@ class Watch:
             return None
         recent = self._since(tick)
         fresh = recent.filter(pl.col("asked") > pl.lit(tick - rules.window, dtype=TIME))
-        drift = self._drift(champion, fresh) if tick - state.tenures[0][0] >= rules.window else None
+        alike = [version for version in state.versions if version.recipe == champion.recipe]
+        own = fresh.filter(pl.col("version").is_in([version.number for version in alike]))
+        drift = self._drift(champion, own) if tick - alike[0].tick >= rules.window else None
         performance = self._performance(champion, recent, tick)
         alarms = [
             *(drift["drifted"] if drift else ()),
@@ -113,7 +116,6 @@ class Watch:
         if self._monitor.drift is None or reference is None:
             return None
         profile, encoding = reference
-        # A prediction by an older recipe may lack a feature of the champion's; it says nothing of the others.
         values = feature_frame(rows["features"], encoding)
         return monitor.drift(self._monitor.drift, profile, values, predictions(rows["prediction"])).as_json()
 
