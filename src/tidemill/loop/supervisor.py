@@ -26,7 +26,16 @@ class ServerProcess:
         self._log = log
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tidemill.server.main", "--system", str(project), "--port", str(port)],
+                [
+                    sys.executable,
+                    "-m",
+                    "tidemill.server.main",
+                    "--system",
+                    str(project),
+                    "--port",
+                    str(port),
+                    "--supervised",
+                ],
                 stdin=subprocess.PIPE,  # its end tells the server that this process is gone
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -12,9 +12,11 @@ import tidemill.server.threads  # noqa: F401 - before the libraries that it pins
 import argparse
 import ipaddress
 import json
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workspace", type=Path, help="the workspace; by default .tidemill beside the declared file")
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, help="0 for a free one; by default the endpoint's")
+    parser.add_argument("--supervised", action="store_true", help="drain and end when standard input ends")
     given = parser.parse_args(arguments)
     try:
         project = projects.open(given.system)
@@ -120,7 +123,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TidemillError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    if given.supervised:
+        threading.Thread(target=_follow_supervisor, daemon=True).start()
     run(app, listener)
+
+
+def _follow_supervisor() -> None:
+    """Drain and end with the process that holds the other end of standard input, however that one ends."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

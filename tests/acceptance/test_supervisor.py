@@ -1,0 +1,48 @@
+"""The server beside a worker ends with it, however the worker ends."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SYSTEM = """
+import tidemill as tm
+from sklearn.linear_model import LinearRegression
+
+rows = tm.Source("rows", tm.push(), key="id", event_time="at")
+model = tm.Model("m", examples=rows, asked_at=tm.after("at", "1h"), label=tm.Label(rows, "y", within="1d"),
+                 features=["x"], estimator=LinearRegression())
+system = tm.System("s", model)
+"""
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from tidemill.loop.supervisor import ServerProcess
+folder = Path(sys.argv[1])
+server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
+print(server.port, flush=True)
+time.sleep(600)
+"""
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_server_ends_when_its_worker_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "system.py").write_text(SYSTEM)
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        line = parent.stdout.readline()
+        assert line, (tmp_path / "server.txt").read_text()
+        assert listening(int(line))
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while listening(int(line)):
+        assert time.monotonic() < deadline, "the server outlived its worker"
+        time.sleep(0.1)
