@@ -69,6 +69,8 @@ class Watch:
             *(["performance"] if performance and performance["drop"] else ()),
         ]
         before = state.watched["alarms"] if state.watched else []
+        if state.watched and state.watched["version"] != champion.number:
+            before = [alarm for alarm in before if alarm != "performance"]  # it was another champion's
         return {
             "model": self._model.name,
             "version": champion.number,
