@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tidemill.engine.split import segregate as segregate
+    from tidemill.project import open as open
     from tidemill.spec.check import between as between
     from tidemill.spec.check import holds as holds
     from tidemill.spec.check import not_null as not_null
@@ -63,6 +65,7 @@ _HOME = {
         "Endpoint", "Monitor", "Policy", "System", "every", "on_drift", "on_drop", "psi", "worse_than",
     ),
     "tidemill.spec.time": ("after", "before"),
+    "tidemill.engine.split": ("segregate",),
     "tidemill.project": ("open",),
 }  # fmt: skip
 _NAMES = {name: module for module, names in _HOME.items() for name in names}

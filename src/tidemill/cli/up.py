@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from rich.console import Console
@@ -53,7 +54,7 @@ def command(path: Path, once: bool, wait: str) -> None:
         raise TidemillError(f"--wait: {error}") from error
     out = console()
     project = projects.open(path)
-    if declared(project.system) != project.state().declared:
+    if declared(project.system) != _last_declared(project):
         faults = inspect(project).faults
         if faults:
             out.print(f"[bold red]{count(len(faults), 'fault')}[/] in {project.path.name}; nothing was done.")
@@ -70,6 +71,12 @@ def command(path: Path, once: bool, wait: str) -> None:
         lease.release()
     if not healthy:
         sys.exit(1)
+
+
+def _last_declared(project: Project) -> Any:
+    """Return the parts that the workspace was last worked by, None when there are none; without folding the journal."""
+    entries = project.workspace.journal.read(kinds=["declare"]) if project.workspace.exists else ()
+    return next((entry.body["declared"] for entry in reversed(list(entries))), None)
 
 
 class _Run:

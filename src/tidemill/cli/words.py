@@ -79,7 +79,7 @@ def sentence(entry: Entry) -> str:
     match entry.kind:
         case "commit":
             bad = f", {body['quarantined']:,} quarantined" if body["quarantined"] else ""
-            return f"{body['table']}: {body['rows']:,} rows{bad}"
+            return f"{body['table']}: {body['rows']:,} row{'' if body['rows'] == 1 else 's'}{bad}"
         case "loaded":
             return f"{body['source']}: first load done"
         case "version":

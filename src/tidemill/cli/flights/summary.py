@@ -121,7 +121,7 @@ def _next(project: Project, prediction: str) -> RenderableType:
         (f"cd {folder}", "system.py there declares everything you saw"),
         (f"tidemill trace {prediction[:12]}", "account for one prediction: data, features, model, label"),
         ("tidemill parity --limit 1000", "derive a thousand of them again from the lake, bit for bit"),
-        ("tidemill journal", "everything that was decided, with its reasons"),
+        ("tidemill journal --kind judge --kind alias", "every verdict and promotion, with its reasons"),
         ("tidemill history late_arrival --at 2013-11-15", "who was live then"),
         ("tidemill backtest", "rehearse this policy against never retraining"),
     ):
