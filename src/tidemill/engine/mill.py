@@ -417,7 +417,8 @@ class Mill:
             drift=bool(watched and (watched["drift"] or {}).get("drifted")),
             drop=bool(watched and (watched["performance"] or {}).get("drop")),
             by_hand=by_hand,
-            served="champion" in state.aliases,
+            undecided="champion" not in state.aliases
+            and (state.judged is None or state.judged["verdict"]["outcome"] == "wait"),
             changed=state.tried is not None and state.tried != self._recipes[model.name],
         )
         decision = decide(self.system.policy, situation)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tidemill.base.clock import DAY, format_duration
 from tidemill.spec.system import Every, OnDrift, OnDrop, Policy, Trigger
 
-#: How long after a try that brought no first champion the next is made, in microseconds, when labels have matured.
+#: How long after an undecided first try the next is made, in microseconds, when labels have matured since.
 RETRY = DAY
 
 
@@ -25,7 +25,8 @@ class Situation:
     ``in_flight``: a training of it has started and not yet taken effect. ``drift`` and ``drop``: what the newest
     reports say. ``by_hand``: the words with which somebody asked for a training, None when nobody did.
     ``new_mature_rows``: examples that matured since the last training started (all of them when there was none).
-    ``changed``: the declared recipe is not the one of the last training. ``served``: the model has a champion.
+    ``changed``: the declared recipe is not the one of the last training. ``undecided``: there is no champion yet, and
+    the last try failed or had too few rows to be judged on.
     """
 
     now: int
@@ -36,7 +37,7 @@ class Situation:
     drop: bool = False
     by_hand: str | None = None
     changed: bool = False
-    served: bool = True
+    undecided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def decide(policy: Policy, situation: Situation) -> Decision:
         if situation.changed:
             fired.append("the recipe has changed")
         age = situation.now - situation.last_started
-        if not situation.served and age >= RETRY and situation.new_mature_rows > 0:
+        if situation.undecided and age >= RETRY and situation.new_mature_rows > 0:
             fired.append("there is no champion yet, and labels have matured since the last try")
         for trigger in policy.retrain:
             due, reason = _fires(trigger, situation, age)
