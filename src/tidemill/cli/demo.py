@@ -17,7 +17,7 @@ import polars as pl
 from rich.console import Console
 
 from tidemill import project as projects
-from tidemill.base.clock import HOUR, VirtualClock, format_time, parse_time
+from tidemill.base.clock import DAY, HOUR, VirtualClock, format_time, parse_time
 from tidemill.base.errors import TidemillError
 from tidemill.cli.flights import feeds
 from tidemill.cli.flights.picture import Picture, Scene
@@ -48,7 +48,7 @@ def command(folder: Path, minutes: float, until: str, serve: bool, fresh: bool) 
     """
     console = Console()
     end = min(END, parse_time(until))
-    if end <= START:
+    if end < START + DAY:
         raise TidemillError(f"--until {until}: the demo begins on 2013-10-01; name a later day, such as 2013-11-01.")
     lay_down(folder, fresh=fresh)
     with console.status("Reading the flights of 2013 …"):

@@ -80,7 +80,8 @@ def labels(
     Status: "immature" unless asked-at + within + settle is earlier than ``now``; else "none" when no row came and there
     is no ``otherwise``; "null" when the last row's value is null (or not finite); else "ok". ``_label`` is null unless
     it is "ok". ``label_rows``: all versions of the label's table. ``feedback``: what people said came true, as
-    ``ledger.said`` gives it; it counts where the table has no row for the example. The order of ``examples`` is kept.
+    ``ledger.feedback_by_key`` gives it; it counts where the table has no row for the example. The order of ``examples``
+    is kept.
     """
     label = model.label
     rows = visible(label_rows, label.table, now)
