@@ -21,19 +21,20 @@ import polars as pl
 from tidemill.base.errors import DeclarationError, Fault, NotFoundError, RequestError
 from tidemill.base.schema import KNOWN_AT, SEQ, nearest
 from tidemill.engine.expression import evaluate
+from tidemill.engine.program import compiled
 from tidemill.engine.table import FROM, TIME, TO, spans, timeless
-from tidemill.kernels.exact import Exact, deviation, exact, quotient, squares
-from tidemill.kernels.latest import Line
-from tidemill.kernels.windows import Windows
+from tidemill.kernels import aggregate as kernel
+from tidemill.kernels.aggregate import Feature, Rows, Value, aggregate
+from tidemill.kernels.index import Index, index
 from tidemill.spec.expression import Expression
-from tidemill.spec.feature import Aggregation, Latest, OnDemand, View
+from tidemill.spec.feature import Aggregate, Aggregation, Function, Latest, OnDemand, View
 from tidemill.spec.model import Model
 
 Array = npt.NDArray[Any]
 TableView = Aggregation | Latest
 
-_TICKED = 1 << 24  # bytes up to which distinct values are ticked off in a table, and not sorted
-_NUMERIC = ("sum", "mean", "std", "min", "max")
+_NUMERIC = ("sum", "mean", "share", "std", "min", "max", "quantile")
+_WHOLE = ("count", "n_unique")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def compute(view: View, rows: pl.DataFrame | None, requests: pl.DataFrame, asked
         return demand(view, requests)
     if rows is None:
         raise NotFoundError(f"view {view.name!r} reads table {view.table.name!r}, which was not given")
-    return _compute(view, spans(rows, view.table), requests, asked)
+    return _compute(view, spans(rows, view.table), requests, asked, {})
 
 
 def features(model: Model, tables: Mapping[str, pl.DataFrame], requests: pl.DataFrame, asked: Array) -> pl.DataFrame:
@@ -85,6 +86,7 @@ def features(model: Model, tables: Mapping[str, pl.DataFrame], requests: pl.Data
     RequestError when a request column is.
     """
     spanned: dict[str, pl.DataFrame] = {}
+    shared: Shared = {}
 
     def answer(view: TableView) -> pl.DataFrame:
         name = view.table.name
@@ -94,7 +96,7 @@ def features(model: Model, tables: Mapping[str, pl.DataFrame], requests: pl.Data
             if name not in tables:
                 raise NotFoundError(f"view {view.name!r} reads table {name!r}, which was not given")
             spanned[name] = spans(tables[name], view.table)
-        return _compute(view, spanned[name], requests, asked)
+        return _compute(view, spanned[name], requests, asked, shared)
 
     return assemble(model, requests, answer)
 
@@ -118,7 +120,7 @@ def unanswered(view: TableView, requests: pl.DataFrame) -> pl.DataFrame:
     require(requests, view.request_columns)
     if isinstance(view, Latest):
         return pl.DataFrame([pl.Series(name, [None] * requests.height, dtype=pl.Null) for name in view.columns])
-    functions = (aggregate.function for _, aggregate in view.features for _ in aggregate.over)
+    functions = (each.function for _, each in view.features for _ in each.over)
     return pl.DataFrame(
         [
             pl.Series(name, [0] * requests.height, dtype=pl.Int64)
@@ -132,7 +134,8 @@ def unanswered(view: TableView, requests: pl.DataFrame) -> pl.DataFrame:
 def demand(view: OnDemand, requests: pl.DataFrame) -> pl.DataFrame:
     """Return the columns of an on-demand view. Raises RequestError when a request column is missing."""
     require(requests, view.request_columns)
-    return evaluate(requests, {f"{view.name}__{feature}": expression for feature, expression in view.features})
+    expressions = {f"{view.name}__{feature}": expression for feature, expression in view.features}
+    return compiled(expressions, requests.schema).frame(requests)
 
 
 def require(requests: pl.DataFrame, columns: tuple[str, ...]) -> None:
@@ -152,13 +155,13 @@ def dtypes(view: View, schema: Mapping[str, pl.DataType]) -> dict[str, pl.DataTy
     if isinstance(view, Latest):
         return {f"{view.name}__{column}": empty.schema[column] for column in view.values}
     types: dict[str, pl.DataType] = {}
-    for feature, aggregate in view.features:
-        for window in aggregate.over:
+    for feature, each in view.features:
+        for window in each.over:
             dtype: pl.DataType = pl.Float64()
-            if aggregate.function in ("count", "n_unique"):
+            if each.function in _WHOLE:
                 dtype = pl.Int64()
-            elif aggregate.function in ("first", "last") and aggregate.value is not None:
-                dtype = evaluate(empty, {"value": aggregate.value}).schema["value"]
+            elif each.function in ("first", "last") and each.value is not None:
+                dtype = evaluate(empty, {"value": each.value}).schema["value"]
             types[f"{view.name}__{feature}_{window.text}"] = dtype
     return types
 
@@ -167,13 +170,17 @@ def slots(view: TableView) -> tuple[Slot, ...]:
     """Return the distinct values that ``view`` reads from each row."""
     if isinstance(view, Latest):
         return tuple(Slot(Expression.of(column), numeric=False) for column in view.values)
-    return tuple(
-        dict.fromkeys(
-            Slot(aggregate.value, aggregate.function in _NUMERIC)
-            for _, aggregate in view.features
-            if aggregate.value is not None
-        )
-    )
+    return tuple(dict.fromkeys(slot for _, each in view.features if (slot := slot_of(each)) is not None))
+
+
+def slot_of(aggregate: Aggregate) -> Slot | None:
+    """Return the value that ``aggregate`` reads; None for those that are about rows."""
+    return None if aggregate.value is None else Slot(aggregate.value, aggregate.function in _NUMERIC)
+
+
+def kernel_function(function: Function) -> kernel.Function:
+    """Return what kernels call ``function``: to them the share of a condition is its mean."""
+    return "mean" if function == "share" else function
 
 
 def by_columns(view: TableView) -> tuple[str, ...]:
@@ -190,7 +197,7 @@ def by_version(view: TableView) -> bool:
 def reach(view: TableView) -> int | None:
     """Return how long after its event time a row can matter (microseconds), or None when there is no end to it."""
     if isinstance(view, Aggregation):
-        return max(window.micros for _, aggregate in view.features for window in aggregate.over)
+        return max(window.micros for _, each in view.features for window in each.over)
     return None if by_version(view) else view.within
 
 
@@ -236,37 +243,68 @@ def keys(frame: pl.DataFrame, columns: tuple[str, ...], types: list[pl.DataType]
 def answer(view: TableView, versions: Versions, group: Array, groups: int, asked: Array, t: Array) -> pl.DataFrame:
     """Return the columns of ``view`` for queries.
 
-    ``group``: of each version, 0 to ``groups`` - 1. ``asked``: the group of each query, -1 for none. ``t``: when each
-    is asked. All int64.
+    ``group``: of each version, 0 to ``groups`` - 1, -1 for none. ``asked``: the group of each query, -1 for none.
+    ``t``: when each is asked. All int64.
     """
-    if isinstance(view, Latest):
-        line = _line(versions, np.arange(len(versions)), group, groups, asked, t)
-        width = None if by_version(view) else view.within
-        rows = pl.lit(_indices(line.last(width)))
-        return versions.values.select(pl.nth(place).gather(rows).alias(name) for place, name in enumerate(view.columns))
-    return _Aggregates(view, versions, group, groups, asked, t).columns()
+    return _answer(view, versions, Grouped(group, groups, asked, None), t)
 
 
-def _compute(view: TableView, spanned: pl.DataFrame, requests: pl.DataFrame, asked: Array) -> pl.DataFrame:
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """Which rows and requests share their keys: their groups as in ``answer``, and the rows' index where it is made."""
+
+    group: Array
+    groups: int
+    asked: Array
+    order: Index | None
+
+
+#: What the views of one call share: those of one table by the same columns have the same groups and order. The caller
+#: makes it for one set of requests and one version of the tables, and drops it with them.
+Shared = dict[tuple[Any, ...], Grouped]
+
+
+def _compute(
+    view: TableView, spanned: pl.DataFrame, requests: pl.DataFrame, asked: Array, shared: Shared
+) -> pl.DataFrame:
     require(requests, view.request_columns)
     versions, theirs = prepare(view, spanned)
-    columns = by_columns(view)
-    ours = keys(requests, view.request_columns, [spanned.schema[column] for column in columns])
-    distinct = theirs.unique(maintain_order=True).drop_nulls().with_row_index("group")
-    names = theirs.columns
-    group = _matched(theirs, distinct, names)
-    # Rows with a null key match nothing: they get a group of their own that no query asks about.
-    group = np.where(group < 0, distinct.height, group)
-    return answer(view, versions, group, distinct.height + 1, _matched(ours, distinct, names), asked.astype(np.int64))
+    identity = (view.table.name, by_columns(view), view.request_columns, by_version(view))
+    if identity not in shared:
+        types = [spanned.schema[column] for column in by_columns(view)]
+        shared[identity] = _grouped(versions, theirs, keys(requests, view.request_columns, types))
+    return _answer(view, versions, shared[identity], asked.astype(np.int64))
+
+
+def _answer(view: TableView, versions: Versions, grouped: Grouped, t: Array) -> pl.DataFrame:
+    if isinstance(view, Aggregation):
+        return _aggregates(view, versions, grouped, t)
+    last = Feature("last", 0, None if by_version(view) else view.within)
+    (found,) = aggregate(_rows(versions, grouped), [Value(None)], [last], grouped.asked, t, order=grouped.order)
+    return pl.DataFrame(
+        [
+            _gathered(value, found).alias(name)
+            for value, name in zip(versions.values.get_columns(), view.columns, strict=True)
+        ]
+    )
+
+
+def _grouped(versions: Versions, theirs: pl.DataFrame, ours: pl.DataFrame) -> Grouped:
+    """Return groups for the keys that are asked about: rows of other keys are in none of them."""
+    distinct = ours.unique(maintain_order=True).drop_nulls()
+    distinct = distinct.with_columns(pl.int_range(distinct.height, dtype=pl.Int64).alias("group"))
+    group = _matched(theirs, distinct)
+    order = index(group, distinct.height, versions.time, versions.known, versions.seq)
+    return Grouped(group, distinct.height, _matched(ours, distinct), order)
 
 
 def _micros(times: pl.Series) -> Array:
     return times.cast(TIME).to_physical().to_numpy()
 
 
-def _matched(frame: pl.DataFrame, distinct: pl.DataFrame, names: list[str]) -> Array:
-    joined = frame.join(distinct, on=names, how="left", maintain_order="left")
-    return joined["group"].cast(pl.Int64).fill_null(-1).to_numpy()
+def _matched(frame: pl.DataFrame, distinct: pl.DataFrame) -> Array:
+    joined = frame.join(distinct, on=frame.columns, how="left", maintain_order="left")
+    return joined["group"].fill_null(-1).to_numpy()
 
 
 def _key(column: str, dtype: pl.DataType, name: str) -> pl.Expr:
@@ -299,124 +337,71 @@ def _finite(value: pl.Series, *, numeric: bool) -> pl.Series:
     return value.set(~value.is_finite(), None)
 
 
-def _line(versions: Versions, rows: Array, group: Array, groups: int, asked: Array, t: Array) -> Line:
-    return Line(
-        group[rows],
-        groups,
-        versions.time[rows],
-        versions.known[rows],
-        versions.seq[rows],
-        versions.start[rows],
-        versions.end[rows],
-        asked=asked,
-        t=t,
+def _present(value: pl.Series) -> Array | None:
+    """Return which values are not null (bool), None where none is."""
+    return value.is_not_null().to_numpy() if value.null_count() else None
+
+
+def _gathered(value: pl.Series, rows: Array) -> pl.Series:
+    """Return the value of each row, null for row -1."""
+    indices = pl.Series(rows, dtype=pl.Int64)
+    return value.gather(indices.set(pl.Series(rows < 0), None) if (rows < 0).any() else indices)
+
+
+def _aggregates(view: Aggregation, versions: Versions, grouped: Grouped, t: Array) -> pl.DataFrame:
+    wanted = [(name, each, window) for name, each in view.features for window in each.over]
+    values = [Value(None)]  # the rows themselves
+    places: dict[tuple[Slot, bool], int] = {}
+    columns = dict(zip(slots(view), versions.values.get_columns(), strict=True))
+    features = []
+    for _, each, window in wanted:
+        slot = slot_of(each)
+        place = 0
+        if slot is not None:
+            coded = each.function == "n_unique"
+            if (slot, coded) not in places:
+                places[slot, coded] = len(values)
+                values.append(_codes(columns[slot]) if coded else _value(columns[slot], numeric=slot.numeric))
+            place = places[slot, coded]
+        features.append(Feature(kernel_function(each.function), place, window.micros, each.q or 0.0))
+    answers = aggregate(_rows(versions, grouped), values, features, grouped.asked, t, order=grouped.order)
+    made = []
+    for (name, each, window), answer in zip(wanted, answers, strict=True):
+        slot = slot_of(each)
+        if each.function in ("first", "last") and slot is not None:
+            column = _gathered(columns[slot], answer)
+        elif each.function in _WHOLE:
+            column = pl.Series(answer, dtype=pl.Int64)
+            if each.function == "n_unique" and not answer.all():
+                column = column.set(column == 0, None)
+        else:
+            column = pl.Series(answer, dtype=pl.Float64, nan_to_null=True)
+        made.append(column.alias(f"{view.name}__{name}_{window.text}"))
+    return pl.DataFrame(made)
+
+
+def _rows(versions: Versions, grouped: Grouped) -> Rows:
+    return Rows(
+        grouped.group, grouped.groups, versions.time, versions.known, versions.seq, versions.start, versions.end
     )
 
 
-def _indices(rows: Array) -> pl.Series:
-    indices = pl.Series(rows, dtype=pl.Int64)
-    return indices.set(pl.Series(rows < 0), None) if (rows < 0).any() else indices
+def _value(value: pl.Series, *, numeric: bool) -> Value:
+    """Return a number as kernels read it; of another value, only where it is."""
+    present = _present(value)
+    if not numeric:
+        return Value(None, present)
+    return Value((value if present is None else value.fill_null(0)).to_numpy(), present)
 
 
-def _present(value: pl.Series) -> Array:
-    """Return which values are not null (bool)."""
-    return value.is_not_null().to_numpy() if value.null_count() else np.ones(len(value), dtype=bool)
-
-
-class _Aggregates:
-    """The windows of one view for one set of queries; what several features need is made once."""
-
-    def __init__(
-        self, view: Aggregation, versions: Versions, group: Array, groups: int, asked: Array, t: Array
-    ) -> None:
-        self._view, self._versions, self._query = view, versions, (group, groups, asked, t)
-        self._places = {slot: place for place, slot in enumerate(slots(view))}
-        self._windows = Windows(group, groups, versions.time, versions.start, versions.end, asked=asked, t=t)
-        self._numbers: dict[int, tuple[Array, Array, Exact]] = {}
-        self._lines: dict[int, tuple[Line, Array]] = {}
-
-    def columns(self) -> pl.DataFrame:
-        """Return the columns of the view."""
-        return pl.DataFrame(
-            [
-                self._column(aggregate.function, aggregate.value, window.micros).alias(
-                    f"{self._view.name}__{feature}_{window.text}"
-                )
-                for feature, aggregate in self._view.features
-                for window in aggregate.over
-            ]
-        )
-
-    def _column(self, function: str, value: Expression | None, width: int) -> pl.Series:
-        if value is None:
-            return pl.Series(self._windows.count(width), dtype=pl.Int64)
-        place = self._places[Slot(value, function in _NUMERIC)]
-        match function:
-            case "sum" | "mean" | "std":
-                return pl.Series(self._moment(function, place, width), dtype=pl.Float64, nan_to_null=True)
-            case "min" | "max":
-                return pl.Series(self._extreme(function, place, width), dtype=pl.Float64, nan_to_null=True)
-            case "n_unique":
-                return self._distinct(place, width)
-            case _:
-                line, rows = self._line(place)
-                found = line.first(width) if function == "first" else line.last(width)
-                chosen = np.where(found < 0, -1, rows[found] if len(rows) else -1)
-                return self._versions.values.to_series(place).gather(_indices(chosen))
-
-    def _moment(self, function: str, place: int, width: int) -> Array:
-        present, _, numbers = self._number(place)
-        counts = self._windows.count(width) if present.all() else self._windows.total(present.astype(np.int64), width)
-        sums = self._windows.total(numbers.integers, width)
-        if function == "std":
-            squared = self._windows.total(squares(numbers).integers, width)
-            return deviation(counts, sums, squared, numbers.exponent)
-        divisors = np.maximum(counts, 1) if function == "mean" else np.ones_like(counts)
-        return np.where(counts > 0, quotient(sums, divisors, numbers.exponent), np.nan)
-
-    def _extreme(self, function: str, place: int, width: int) -> Array:
-        _, values, _ = self._number(place)
-        sign = 1.0 if function == "min" else -1.0
-        smallest = np.full(len(self._query[3]), np.inf)
-        line, rows = self._line(place)
-        for query, row in line.visible(width):
-            np.minimum.at(smallest, query, sign * values[rows[row]])
-        return np.where(np.isinf(smallest), np.nan, sign * smallest + 0.0)  # + 0.0: zero has no sign
-
-    def _distinct(self, place: int, width: int) -> pl.Series:
-        value = self._versions.values.to_series(place)
-        if value.dtype.is_float():
-            value = value.set(value == 0, 0.0)
-        codes = value.rank("dense").cast(pl.Int64).fill_null(0).to_numpy()
-        counts = np.zeros(len(self._query[3]), dtype=np.int64)
-        base = int(codes.max(initial=0)) + 1
-        line, rows = self._line(place)
-        for query, row in line.visible(width):
-            if not len(query):
-                continue
-            first, size = int(query[0]), int(query[-1] - query[0] + 1)
-            pairs = (query - first) * base + codes[rows[row]]
-            if size * base <= _TICKED:
-                ticked = np.zeros(size * base, dtype=bool)
-                ticked[pairs] = True
-                counts[first : first + size] += ticked.reshape(size, base).sum(axis=1)
-            else:
-                counts += np.bincount(np.unique(pairs) // base + first, minlength=len(counts))
-        return pl.Series(counts, dtype=pl.Int64).set(pl.Series(counts == 0), None)
-
-    def _number(self, place: int) -> tuple[Array, Array, Exact]:
-        """Return which values are there, the values as float64 (NaN for null), and the values exactly."""
-        if place not in self._numbers:
-            value = self._versions.values.to_series(place)
-            present = _present(value)
-            filled = (value.fill_null(0) if value.null_count() else value).to_numpy()
-            floats = np.where(present, filled.astype(np.float64), np.nan)
-            self._numbers[place] = present, floats, exact(filled, present)
-        return self._numbers[place]
-
-    def _line(self, place: int) -> tuple[Line, Array]:
-        """Return the rows whose value is there, in order of time, and their places among all rows."""
-        if place not in self._lines:
-            rows = np.flatnonzero(_present(self._versions.values.to_series(place)))
-            self._lines[place] = _line(self._versions, rows, *self._query), rows
-        return self._lines[place]
+def _codes(value: pl.Series) -> Value:
+    """Return a number for each distinct value, from 0."""
+    present = _present(value)
+    if value.dtype.is_float():
+        value = value.set(value == 0, 0.0)  # zero has no sign
+    if isinstance(value.dtype, pl.String | pl.Categorical | pl.Enum):  # numbered as they are met: sorting is slow
+        codes = value.cast(pl.Categorical).to_physical().cast(pl.UInt32)
+    else:
+        codes = value.rank("dense").cast(pl.UInt32) - 1
+    array = codes.fill_null(0).to_numpy()
+    return Value(array, present, int(array.max(initial=0)) + 1)

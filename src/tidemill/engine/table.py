@@ -55,20 +55,35 @@ def spans(rows: pl.DataFrame, table: Source | Table) -> pl.DataFrame:
 
     A version is the visible one of its key for exactly the t with ``_from < t <= _to``; ``_to`` is FOREVER when nothing
     replaces it. Left out are tombstones, versions replaced at the very time they became known, and versions with a null
-    known-at. Ordered by (known-at, sequence).
+    known-at. The order of ``rows`` is kept.
     """
+    always = timeless(table)
+    if not always and rows[KNOWN_AT].null_count():
+        rows = rows.filter(pl.col(KNOWN_AT).is_not_null())
+    begin = pl.lit(ALWAYS, dtype=pl.Int64) if always else pl.col(KNOWN_AT).cast(TIME).to_physical()
+    spanned = rows.with_columns(begin.alias(FROM), _ends(rows, table, always=always).alias(TO))
+    seen = ~spanned[TOMBSTONE] & (spanned[FROM] < spanned[TO])
+    return spanned if seen.all() else spanned.filter(seen)
+
+
+def _ends(rows: pl.DataFrame, table: Source | Table, *, always: bool) -> pl.Series:
+    """Return until when each version is valid. Most keys have one version: only the others are sorted and compared."""
+    forever = pl.Series(TO, [FOREVER], dtype=pl.Int64).new_from_index(0, rows.height)
+    hashes = rows.select(table.key).hash_rows()
+    ordered = hashes.sort()
+    twice = ordered.filter(ordered == ordered.shift(1)).unique()
+    if not len(twice):
+        return forever
+    places = hashes.is_in(twice.implode()).arg_true()
+    versions = rows[places].with_columns(lone(table), places.alias("_place")).sort(version_order(table))
     identity = (*table.key, LONE)
-    if timeless(table):
-        begin: pl.Expr = pl.lit(ALWAYS, dtype=pl.Int64)
+    if always:
         newest = pl.col(SEQ).shift(-1).over(*identity).is_null()
         end = pl.when(newest).then(FOREVER).otherwise(ALWAYS).cast(pl.Int64)
     else:
-        rows = rows.filter(pl.col(KNOWN_AT).is_not_null())
-        begin = pl.col(KNOWN_AT).cast(TIME).to_physical()
-        end = begin.shift(-1).over(*identity).fill_null(FOREVER)
-    ordered = rows.with_columns(lone(table)).sort(version_order(table))
-    spanned = ordered.with_columns(begin.alias(FROM), end.alias(TO)).drop(LONE)
-    return spanned.filter(~pl.col(TOMBSTONE) & (pl.col(FROM) < pl.col(TO)))
+        end = pl.col(KNOWN_AT).cast(TIME).to_physical().shift(-1).over(*identity).fill_null(FOREVER)
+    ended = versions.select("_place", end.alias(TO))
+    return forever.scatter(ended["_place"], ended[TO])
 
 
 def version_order(table: Source | Table) -> list[str]:

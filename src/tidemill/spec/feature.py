@@ -13,7 +13,9 @@ from tidemill.spec.source import Source, Table
 if TYPE_CHECKING:
     import polars as pl
 
-Function = Literal["count", "sum", "mean", "std", "min", "max", "first", "last", "n_unique"]
+Function = Literal[
+    "count", "sum", "mean", "share", "std", "min", "max", "quantile", "first", "last", "n_unique", "since_last"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """One function of one expression over some windows. ``value`` is None for ``count``."""
+    """One function of one expression over some windows.
+
+    ``value`` is None for ``count`` and ``since_last``, which are about rows. ``q`` is that of a quantile, else None.
+    """
 
     function: Function
     value: Expression | None
     over: tuple[Window, ...]
+    q: float | None = None
 
 
 def _windows(over: str | Iterable[str]) -> tuple[Window, ...]:
@@ -51,9 +57,14 @@ def sum(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
 def mean(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
     """Average the non-null values in each window, correctly rounded; null when there are none.
 
-    Of a condition (a boolean expression), the share of rows for which it holds.
+    Of a condition (a boolean expression), the share of rows for which it holds; see ``share``.
     """
     return Aggregate("mean", Expression.of(value), _windows(over))
+
+
+def share(condition: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
+    """Return the share of rows for which ``condition`` holds, of those for which it is not null; null without any."""
+    return Aggregate("share", Expression.of(condition), _windows(over))
 
 
 def std(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
@@ -71,6 +82,14 @@ def max(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
     return Aggregate("max", Expression.of(value), _windows(over))
 
 
+def quantile(value: str | pl.Expr, q: float, *, over: str | Iterable[str]) -> Aggregate:
+    """Return the ``q`` quantile (0 to 1) of the non-null values in each window; null when there are none.
+
+    Between two values as ``numpy.quantile`` does by default: of n values in order, at the place (n - 1) * q.
+    """
+    return Aggregate("quantile", Expression.of(value), _windows(over), float(q))
+
+
 def first(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
     """Return the first non-null value in each window, by event time, then known-at, then sequence."""
     return Aggregate("first", Expression.of(value), _windows(over))
@@ -84,6 +103,11 @@ def last(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
 def n_unique(value: str | pl.Expr, *, over: str | Iterable[str]) -> Aggregate:
     """Count the distinct non-null values in each window; null when there are none."""
     return Aggregate("n_unique", Expression.of(value), _windows(over))
+
+
+def since_last(*, over: str | Iterable[str]) -> Aggregate:
+    """Return the seconds from the event time of the last row in each window to t; null when it is empty."""
+    return Aggregate("since_last", None, _windows(over))
 
 
 def _names(by: str | Iterable[str]) -> tuple[str, ...]:

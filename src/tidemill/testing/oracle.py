@@ -35,7 +35,7 @@ import polars as pl
 from tidemill.base.clock import from_datetime
 from tidemill.base.schema import KNOWN_AT, SEQ, SYSTEM_COLUMNS, TOMBSTONE
 from tidemill.spec.expression import Expression
-from tidemill.spec.feature import Aggregation, Function, Latest, OnDemand, View
+from tidemill.spec.feature import Aggregate, Aggregation, Function, Latest, OnDemand, View
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Source, Table
 from tidemill.spec.time import Offset
@@ -151,12 +151,16 @@ class Oracle:
                 ]
                 # Rule 3: different keys are ordered by (event time, known-at, sequence).
                 inside.sort(key=lambda row: (_event_time(view.table, row), *_version_order(row)))
-                columns[f"{view.name}__{feature}_{window.text}"] = (
-                    len(inside)  # counts rows, whatever they hold
-                    if aggregate.value is None
-                    else reduce(aggregate.function, [self._value(view.table, aggregate.value, row) for row in inside])
-                )
+                columns[f"{view.name}__{feature}_{window.text}"] = self._aggregate(view.table, aggregate, inside, t)
         return columns
+
+    def _aggregate(self, table: Source | Table, aggregate: Aggregate, inside: Sequence[Row], t: int) -> Any:
+        if aggregate.function == "count":
+            return len(inside)  # counts rows, whatever they hold
+        if aggregate.function == "since_last":
+            return _since(_event_time(table, inside[-1]), t) if inside else None
+        assert aggregate.value is not None
+        return reduce(aggregate.function, [self._value(table, aggregate.value, row) for row in inside], aggregate.q)
 
     def _latest(self, view: Latest, request: Row, t: int) -> dict[str, Any]:
         rows = self._matching(view, request, t)
@@ -384,21 +388,21 @@ def evaluate(expression: Expression, row: Row, types: Types) -> Any:
     return _micros(frame.select(expression.polars).to_series()[0])
 
 
-def reduce(function: Function, values: Sequence[Any]) -> Any:
+def reduce(function: Function, values: Sequence[Any], q: float | None = None) -> Any:
     """Return one aggregate of ``values``, which are in order; None when no value is left after the nulls.
 
-    Sum, mean, std, min and max are floats, the exact result correctly rounded; booleans count as 0 and 1. ``first`` and
-    ``last`` are values as they were, the counts integers.
+    Sum, mean, share, std, min and max are floats, the exact result correctly rounded; booleans count as 0 and 1.
+    ``first`` and ``last`` are values as they were, the counts integers. ``q`` is that of a quantile.
     """
     present = [value for value in values if not _null(value)]  # aggregates skip nulls
     if not present:
         return None
     match function:
-        case "count":
-            raise ValueError("count takes rows, not values")
+        case "count" | "since_last":
+            raise ValueError(f"{function} takes rows, not values")
         case "sum":
             return _rounded(sum(map(Fraction, present), Fraction()))
-        case "mean":
+        case "mean" | "share":
             return _rounded(sum(map(Fraction, present), Fraction()) / len(present))
         case "std":
             return _std([Fraction(value) for value in present])
@@ -406,6 +410,9 @@ def reduce(function: Function, values: Sequence[Any]) -> Any:
             return _rounded(min(map(Fraction, present)))
         case "max":
             return _rounded(max(map(Fraction, present)))
+        case "quantile":
+            assert q is not None
+            return _quantile(sorted(map(float, present)), q)
         case "first":
             return present[0]
         case "last":
@@ -420,6 +427,28 @@ def _std(values: Sequence[Fraction]) -> float | None:
         return None
     mean = sum(values, Fraction()) / len(values)
     return root(sum(((value - mean) ** 2 for value in values), Fraction()) / (len(values) - 1))
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    """Return what lies at the place (n - 1) * q of n values in order, between its two neighbours in proportion.
+
+    The floating-point steps are part of the definition: they are those of ``numpy.quantile``, but for a difference of
+    the neighbours that overflows. Zero has no sign.
+    """
+    place = (len(ordered) - 1) * q
+    part = place - math.floor(place)
+    a = ordered[math.floor(place)]
+    if part == 0:
+        return a + 0.0
+    b = ordered[math.floor(place) + 1]
+    if math.isinf(b - a):
+        return a * (1 - part) + b * part + 0.0
+    return (a + (b - a) * part if part < 0.5 else b - (b - a) * (1 - part)) + 0.0
+
+
+def _since(happened: int | None, t: int) -> float | None:
+    """Return the seconds from ``happened`` to ``t``."""
+    return None if happened is None else _rounded(Fraction(t - happened, 10**6))
 
 
 def root(square: Fraction) -> float:

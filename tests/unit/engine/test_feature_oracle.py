@@ -55,6 +55,14 @@ FEATURES = {
         for function in ("sum", "mean", "std", "min", "max", "first", "last", "n_unique")
         for column in ("delay", "seats", "ok")
     },
+    **{
+        f"quantile_{column}_{place}": tm.quantile(column, q, over=OVER)
+        for column in ("delay", "seats", "ok")
+        for place, q in enumerate((0, 0.1, 0.5, 0.9, 1))
+    },
+    "since": tm.since_last(over=OVER),
+    "ok_share": tm.share("ok", over=OVER),
+    "late_share": tm.share(pl.col("delay") > 0.2, over=OVER),
     **{f"{function}_id": getattr(tm, function)("id", over=OVER) for function in ("first", "last", "n_unique")},
     "late": tm.mean(pl.col("delay") > 0.2, over="1h"),
     "scaled": tm.sum(pl.col("delay") / 3 + pl.col("seats"), over="1h"),
@@ -78,6 +86,8 @@ VIEWS: dict[str, View] = {
                 function: getattr(tm, function)("delay", over=EDGE)
                 for function in ("sum", "mean", "std", "min", "max", "first", "last", "n_unique")
             },
+            "median": tm.quantile("delay", 0.5, over=EDGE),
+            "since": tm.since_last(over=EDGE),
         },
     ),
     "windows by a number": tm.Aggregation("v", ARRIVALS, by="delay", features={"n": tm.count(over=OVER)}),

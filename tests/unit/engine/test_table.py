@@ -31,7 +31,7 @@ def test_known_before_t_the_last_version_less_tombstones() -> None:
     rows = [row(0, 5), row(1, 9), row(2, 7), row(3, 12, gone=True), row(4, 14), row(5, None)]
     assert [seen(rows, t) for t in (5, 6, 8, 10, 13, 15)] == [[], [0], [2], [1], [], [4]]
     got = spans(frame(rows, TYPES), EVENTS).select("_seq", "_from", "_to").rows()
-    assert got == [(0, 5, 7), (2, 7, 9), (1, 9, 12), (4, 14, FOREVER)]
+    assert got == [(0, 5, 7), (1, 9, 12), (2, 7, 9), (4, 14, FOREVER)]
 
 
 def test_versions_known_at_once_go_by_sequence() -> None:
