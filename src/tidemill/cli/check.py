@@ -15,7 +15,7 @@ from tidemill.base.clock import SystemClock
 from tidemill.base.errors import DeclarationError, Fault
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, faults_json, print_faults
-from tidemill.engine.check import check, warnings
+from tidemill.engine.check import check, installation, uncompiled, warnings
 from tidemill.engine.contract import contract_of
 from tidemill.engine.peek import Seen, cut_faults
 from tidemill.ports.lake import Commit
@@ -25,12 +25,17 @@ from tidemill.spec.source import Push, Source, Table
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What ``inspect`` found. ``looked``: tables whose columns are known from data. ``cut``: tables put to the test."""
+    """What ``inspect`` found.
+
+    ``slow``: notes on expressions that stay in Polars, which are among the ``warnings``, too. ``looked``: tables whose
+    columns are known from data. ``cut``: tables put to the test.
+    """
 
     faults: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
     looked: tuple[str, ...]
     cut: tuple[str, ...]
+    slow: tuple[Fault, ...] = ()
 
 
 @click.command(name="check", short_help="Prove the declared file: every fault at once.")
@@ -97,7 +102,9 @@ def inspect(project: Project) -> Checked:
     if not faults and _derived(project):
         faults += _cut(project, seen, loaded)
         cut = tuple(sorted(_derived(project)))
-    return Checked(tuple(faults), warnings(system), tuple(sorted(seen.schemas)), cut)
+    slow = () if faults else uncompiled(system, seen.schemas)
+    notes = (*warnings(system), *slow, *installation())
+    return Checked(tuple(faults), notes, tuple(sorted(seen.schemas)), cut, slow)
 
 
 def _derived(project: Project) -> set[str]:

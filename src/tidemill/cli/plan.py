@@ -14,6 +14,7 @@ from tidemill.base.hashing import fingerprint
 from tidemill.cli.check import inspect
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, faults_json, grid, print_faults, probe, section
+from tidemill.engine.check import installation
 from tidemill.engine.plan import Built, BuiltModel, BuiltTable, plan
 from tidemill.engine.state import State
 from tidemill.project import Project
@@ -28,13 +29,14 @@ _STYLES = {"nothing": "dim", "serve": "green", "load": "cyan", "create": "cyan",
 def command(path: Path, as_json: bool) -> None:
     """Show what `tidemill up` would load, build, train or change, and why. Does none of it."""
     project = projects.open(path)
-    faults = inspect(project).faults
-    if faults:
-        raise DeclarationError(faults)
+    found = inspect(project)
+    if found.faults:
+        raise DeclarationError(found.faults)
     made = plan(project.system, built(project, project.state()))
+    notices = (*made.warnings, *found.slow, *installation())
     if as_json:
         items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]
-        echo_json({"idle": made.idle, "items": items, "warnings": faults_json(made.warnings)})
+        echo_json({"idle": made.idle, "items": items, "warnings": faults_json(notices)})
         return
     out = console()
     table = grid("", "", "")
@@ -49,7 +51,7 @@ def command(path: Path, as_json: bool) -> None:
         work = sum(item.action not in ("nothing", "serve") for item in made.items)
         out.print(f"[bold]{work} of {len(made.items)}[/] would be built or changed by: tidemill up")
     section(out, "Plan", table)
-    print_faults(out, made.warnings, style="yellow")
+    print_faults(out, notices, style="yellow")
 
 
 def built(project: Project, state: State) -> Built:

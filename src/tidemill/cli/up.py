@@ -22,6 +22,7 @@ from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
 from tidemill.cli.words import decisions, when
+from tidemill.engine.check import installation
 from tidemill.engine.mill import Mill, Turned, declared
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.loop.worker import next_tick, work
@@ -60,6 +61,7 @@ def command(path: Path, once: bool, wait: str) -> None:
             out.print(f"[bold red]{count(len(faults), 'fault')}[/] in {project.path.name}; nothing was done.")
             print_faults(out, faults, style="red")
             sys.exit(1)
+    print_faults(out, installation(), style="yellow")
     lease = project.workspace.journal.acquire()
     try:
         run = _Run(project, project.mill(lease), out)
@@ -267,12 +269,14 @@ class _Endpoint:
             self._thread.join()
 
     def _keep(self, number: int) -> None:
-        workspace, port = self._project.workspace, self._project.system.endpoint.port
+        workspace, endpoint = self._project.workspace, self._project.system.endpoint
+        port = endpoint.port
         file, delay = endpoint_file(workspace), 1.0
         while not self._ended.is_set():
             server: ServerProcess | None = None
             try:
-                server = ServerProcess(self._project.path, port, workspace.root / "log" / "server.txt")
+                said = workspace.root / "log" / "server.txt"
+                server = ServerProcess(self._project.path, port, said, workers=endpoint.workers)
                 server.follow(number)
                 port = server.port  # a free one stays the same after a restart
                 if not self._ended.is_set():

@@ -1,7 +1,7 @@
-"""`check`: every fault of a declared system at once, in order of declaration. Pure; reads no data, trains nothing.
+"""`check`: every fault of a declared system at once, in order of declaration. Pure but for `installation`.
 
-What the data says comes in as values: the columns of tables that exist, the tables in whose data keys come twice,
-the numbers of different strings, and what the cut test of derived tables found.
+Reads no data, trains nothing. What the data says comes in as values: the columns of tables that exist, the tables in
+whose data keys come twice, the numbers of different strings, and what the cut test of derived tables found.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import polars as pl
 
 from tidemill.base.errors import Fault
 from tidemill.engine.check_column import Schema, kept, title
-from tidemill.engine.check_feature import view_faults, view_title
+from tidemill.engine.check_feature import staying, view_faults, view_title
 from tidemill.engine.check_model import Categories, model_faults
 from tidemill.engine.check_table import bad_name, derived_schema, table_faults
 from tidemill.engine.fingerprint import known_at
+from tidemill.kernels.compiled import missing
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Files, Source, Table
-from tidemill.spec.system import Every, OnDrift, OnDrop, System
+from tidemill.spec.system import Endpoint, Every, OnDrift, OnDrop, System
 
 
 class _Named(Hashable, Protocol):
@@ -107,6 +108,28 @@ def warnings(system: System) -> tuple[Fault, ...]:
     return tuple(found)
 
 
+def uncompiled(system: System, schemas: Mapping[str, Schema]) -> tuple[Fault, ...]:
+    """Return a note for each on-demand expression that stays in Polars: why, and its measured cost. Not pure."""
+    known = derived_schemas(system, schemas)
+    pairs = {(view, model.examples): None for model in system.models for view in model.views}
+    return tuple(
+        note for view, examples in pairs if isinstance(view, OnDemand) for note in staying(view, examples, known)
+    )
+
+
+def installation() -> tuple[Fault, ...]:
+    """Return what is to be known about this installation: kernels that could not be compiled. Not pure: it looks."""
+    if not (plain := missing()):
+        return ()
+    return (
+        Fault(
+            "installation",
+            f"the kernels for {', '.join(plain)} run as plain Python: the same answers, but many times slower.",
+            "Install a C compiler and Python's headers, then pip install --force-reinstall --no-deps tidemill.",
+        ),
+    )
+
+
 def _every_table(system: System) -> list[Source | Table]:
     """Return every table reached, inputs first; two that share a name both appear."""
     found: dict[Source | Table, None] = {}
@@ -187,5 +210,25 @@ def _system(system: System) -> Iterator[Fault]:
         yield Fault(where, f"psi(over={monitor.drift.over}) is out of bounds.", "It is above zero; 0.2 is usual.")
     if monitor.performance is not None and not monitor.performance.margin >= 0:
         yield Fault(where, f"worse_than({monitor.performance.margin}) is out of bounds.", "It is zero or more.")
-    if not 0 <= system.endpoint.port <= 65_535:
-        yield Fault(where, f"port={system.endpoint.port} is out of bounds.", "It lies in [0, 65535].")
+    yield from _check_endpoint(where, system.endpoint)
+
+
+def _check_endpoint(where: str, endpoint: Endpoint) -> Iterator[Fault]:
+    if not 0 <= endpoint.port <= 65_535:
+        yield Fault(where, f"port={endpoint.port} is out of bounds.", "It lies in [0, 65535].")
+    if isinstance(endpoint.log, str) and endpoint.log not in ("all", "none"):
+        yield Fault(where, f"log={endpoint.log!r} is not known.", "Write 'all', 'none', or a share such as 0.1.")
+    elif not 0 <= endpoint.logged <= 1:
+        yield Fault(where, f"log={endpoint.log} is out of bounds.", "A share lies in [0, 1].")
+    canary = endpoint.canary
+    if canary is not None:
+        if not 0 < canary.share < 1:
+            yield Fault(where, f"Canary(share={canary.share}) is out of bounds.", "It lies between 0 and 1.")
+        if canary.over <= 0:
+            yield Fault(where, "the canary's stretch is zero.", "Write a duration such as over='1d'.")
+        if endpoint.logged < 1:
+            do = "Write log='all', or leave the canary out."
+            yield Fault(where, "a canary is judged on logged predictions, and not all of them are logged.", do)
+    for name in ("workers", "max_body", "max_requests", "max_connections", "timeout", "drain"):
+        if getattr(endpoint, name) <= 0:
+            yield Fault(where, f"the endpoint's {name} is not above zero.", "Write a larger one, or leave it out.")

@@ -11,10 +11,11 @@ from tidemill.base.errors import Fault
 from tidemill.base.schema import NAME
 from tidemill.engine.check_column import Schemas, expression, kind, mismatch, missing, title
 from tidemill.engine.check_table import bad_name
+from tidemill.engine.program import compiled
 from tidemill.spec.feature import Aggregate, Aggregation, Latest, OnDemand, View
 from tidemill.spec.source import Source, Table
 
-_ARITHMETIC = ("sum", "mean", "std")
+_ARITHMETIC = ("sum", "mean", "std", "quantile")
 
 
 def view_title(view: View) -> str:
@@ -69,9 +70,15 @@ def _aggregate(where: str, name: str, aggregate: Aggregate, table: Source | Tabl
         return
     dtype, faults = expression(where, f"'{name}'", aggregate.value, table, schemas)
     yield from faults
+    if aggregate.q is not None and not 0 <= aggregate.q <= 1:
+        yield Fault(where, f"'{name}' takes the {aggregate.q} quantile.", "It lies from 0 to 1: 0.5 for the median.")
     if dtype is None:
         return
-    if aggregate.function in _ARITHMETIC:
+    if aggregate.function == "share":
+        if dtype != pl.Boolean:
+            what = f"'{name}' takes the share of {dtype}."
+            yield Fault(where, what, "It needs a condition: tm.share(pl.col('delay') > 15, over='1d').")
+    elif aggregate.function in _ARITHMETIC:
         if not (dtype.is_numeric() or dtype == pl.Boolean):
             what = f"'{name}' takes the {aggregate.function} of {dtype}."
             yield Fault(where, what, "It needs numbers or a condition; use tm.count, tm.last or tm.n_unique.")
@@ -124,3 +131,16 @@ def plain_faults(where: str, column: str, examples: Source | Table, schemas: Sch
     schema = schemas.get(examples.name, {})
     if column in schema:
         yield from _not_a_feature(where, f"the feature '{column}'", schema[column])
+
+
+def staying(view: OnDemand, examples: Source | Table, schemas: Schemas) -> Iterator[Fault]:
+    """Yield a note for each expression of ``view`` that stays in Polars over rows of ``examples``: why, what it costs.
+
+    The costs are measured, on one row. Nothing is known of examples whose columns are not.
+    """
+    if (schema := schemas.get(examples.name)) is None:
+        return
+    program = compiled(dict(view.features), schema)
+    for stay in program.stays:
+        what = f"'{stay.name}' is computed by Polars, in {program.cost(stay.name):.0f} µs a row: {stay.why}."
+        yield Fault(view_title(view), what, "It is right as it is; docs/declare.md lists what is compiled and faster.")

@@ -2,16 +2,19 @@
 
 Polars expressions have neither equality nor a hash, and their serialised form changes between versions. The tree here
 is our own for the documented subset (columns, literals, arithmetic, comparison, logic, conditionals, null handling,
-casts, dates, strings); anything else enters as Polars' own form together with the Polars version.
+casts, dates, strings, and the functions of ``spec.function``); anything else enters as Polars' own form together with
+the Polars version.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidemill.base.hashing import canonical
+from tidemill.spec.function import own_function
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,6 +24,11 @@ _OPERATORS = {
     "Eq": "==", "NotEq": "!=", "Lt": "<", "LtEq": "<=", "Gt": ">", "GtEq": ">=",
     "And": "&", "Or": "|", "Xor": "^", "LogicalAnd": "&", "LogicalOr": "|",
 }  # fmt: skip
+_UNTYPED = ("Int", "Float")  # Polars fits their types to what they stand beside
+_TYPED = (
+    "Null", "Boolean", "String", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64",
+    "Float32", "Float64", "Date", "Datetime", "Duration",
+)  # fmt: skip
 
 
 class _ForeignError(Exception):
@@ -74,6 +82,8 @@ def _from_polars(expression: pl.Expr) -> Expression:
         tree = _canonical_tree(json.loads(serialised))
     except _ForeignError:
         tree = ["polars", pl.__version__, serialised]
+        if '"Float":null' in serialised or '"Float64":null' in serialised:  # JSON has neither NaN nor infinities
+            tree.append(expression.meta.serialize().hex())
     return Expression(canonical(tree).decode(), tuple(sorted(set(expression.meta.root_names()))), expression)
 
 
@@ -85,12 +95,7 @@ def _canonical_tree(node: Any) -> list[Any]:
         case "Column":
             return ["column", body]
         case "Literal":
-            (_, wrapped), *_ = body.items() if isinstance(body, dict) else (("", None),)
-            if isinstance(wrapped, dict) and len(wrapped) == 1:
-                (kind_of, value), *_ = wrapped.items()
-                if kind_of in ("Int", "Float", "String", "Boolean"):
-                    return ["literal", kind_of, value]
-            raise _ForeignError
+            return ["literal", *_literal(body)]
         case "BinaryExpr":
             if body["op"] not in _OPERATORS:
                 raise _ForeignError
@@ -99,6 +104,8 @@ def _canonical_tree(node: Any) -> list[Any]:
             return ["if", *(_canonical_tree(body[part]) for part in ("predicate", "truthy", "falsy"))]
         case "Function":
             return ["call", body["function"], *(_canonical_tree(each) for each in body["input"])]
+        case "AnonymousFunction" if name := own_function(body["function"]):
+            return ["call", {"Tidemill": name}, *(_canonical_tree(each) for each in body["input"])]
         case "Cast":
             return ["cast", body["dtype"], body["options"], _canonical_tree(body["expr"])]
         case "Alias":
@@ -107,11 +114,30 @@ def _canonical_tree(node: Any) -> list[Any]:
             raise _ForeignError
 
 
-def local(column: str, zone: str) -> pl.Expr:
-    """Return the UTC time ``column`` on the clocks of ``zone`` (an IANA name), as a Polars expression.
+def _literal(body: Any) -> list[Any]:
+    """Return the kind and the value of a literal as Polars serialises it."""
+    match body:
+        case {"Dyn": dict(wrapped)}:
+            allowed: tuple[str, ...] = _UNTYPED
+        case {"Scalar": {"List": _}}:
+            return _items(body)
+        case {"Scalar": dict(wrapped)}:
+            allowed = _TYPED
+        case _:
+            raise _ForeignError
+    (kind, value), *more = wrapped.items()
+    if more or kind not in allowed or value is None:
+        raise _ForeignError
+    return [kind, None if kind == "Null" else value]
 
-    Calendar features belong on local time: ``tm.local("scheduled", "America/New_York").dt.hour()``.
-    """
+
+def _items(body: Any) -> list[Any]:
+    """Return a list of constants (of ``is_in``), which Polars serialises as a file of its own."""
     import polars as pl
 
-    return pl.col(column).dt.convert_time_zone(zone)
+    held = pl.select(pl.Expr.deserialize(io.StringIO(json.dumps({"Literal": body})), format="json")).to_series()[0]
+    if held.dtype not in (pl.String, pl.Boolean) and not held.dtype.is_integer() and held.dtype != pl.Float64:
+        raise _ForeignError
+    if held.null_count() or (held.dtype.is_float() and not held.is_finite().all()):
+        raise _ForeignError
+    return ["List", str(held.dtype), held.to_list()]

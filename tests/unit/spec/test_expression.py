@@ -56,6 +56,13 @@ def test_different_expressions_differ_and_equal_ones_are_equal() -> None:
         (pl.when(X > 1).then(2).otherwise(3), [
             "if", [">", ["column", "x"], ["literal", "Int", 1]], ["literal", "Int", 2], ["literal", "Int", 3],
         ]),
+        (X.is_in([1, 2]), [
+            "call", {"Boolean": {"IsIn": {"nulls_equal": False}}}, ["column", "x"],
+            ["literal", "List", "Int64", [1, 2]],
+        ]),
+        (T.gt(dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC)), [
+            ">", ["column", "t"], ["literal", "Datetime", [1_000_000, "Microseconds", {"inner": "UTC"}]],
+        ]),
     ],
 )  # fmt: skip
 def test_the_tree_is_our_own(expression: pl.Expr, tree: list[Any]) -> None:
@@ -88,10 +95,32 @@ def test_the_expression_computes_what_was_written() -> None:
 
 
 def test_what_leaves_the_subset_carries_the_polars_version() -> None:
-    tree = json.loads(Expression.of(X.is_in([1, 2])).tree)
+    tree = json.loads(Expression.of(X.mean()).tree)
     assert tree[0] == "polars"
     assert tree[1] == pl.__version__
-    assert Expression.of(X.is_in([1, 2])) == Expression.of(X.is_in([1, 2]))
+    assert Expression.of(X.mean()) == Expression.of(X.mean())
+
+
+def test_what_json_cannot_tell_apart_stays_apart() -> None:
+    special = [X + pl.lit(value) for value in (float("nan"), float("inf"), float("-inf"))]
+    assert len({Expression.of(each) for each in special}) == 3
+    assert Expression.of(X.is_in([float("inf")])) != Expression.of(X.is_in([float("-inf")]))
+
+
+def test_functions_of_our_own_are_told_by_their_name() -> None:
+    by_column = tm.local("t", pl.col("zone"))
+    assert json.loads(Expression.of(by_column.dt.hour()).tree)[2] == [
+        "call", {"Tidemill": "local"}, ["column", "t"], ["column", "zone"],
+    ]  # fmt: skip
+    assert json.loads(Expression.of(tm.bucket("s", 7)).tree) == [
+        "call", {"Tidemill": "bucket"}, ["column", "s"], ["literal", "Int64", 7],
+    ]  # fmt: skip
+    assert Expression.of(tm.bucket("s", 7)) != Expression.of(tm.bucket("s", 8))
+
+
+def test_anybody_else_s_function_leaves_the_subset() -> None:
+    foreign = pl.map_batches([S, pl.lit(7)], lambda columns: columns[0], return_dtype=pl.Int64)
+    assert json.loads(Expression.of(foreign).tree)[0] == "polars"
 
 
 def test_anything_else_is_refused() -> None:
