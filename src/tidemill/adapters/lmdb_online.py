@@ -173,13 +173,14 @@ class LmdbOnline:
 class LmdbSnapshot:
     """One read transaction: begun by ``with``, ended with it."""
 
-    __slots__ = ("_online", "_transaction")
+    __slots__ = ("_get", "_online", "_transaction")
 
     def __init__(self, online: LmdbOnline) -> None:
         self._online = online
 
     def __enter__(self) -> LmdbSnapshot:
         self._transaction = self._online.begin()
+        self._get = self._transaction.get
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,14 +191,21 @@ class LmdbSnapshot:
         """Return the value of ``key`` in ``space``, or None."""
         if len(key) > MAX_KEY:
             return None
-        found: bytes | None = self._transaction.get(_prefix(space) + key)
+        found: bytes | None = self._get((_prefixes.get(space) or _prefix(space)) + key)
         return found
 
-    def items(self, space: str) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the pairs of ``space`` in order of key."""
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each of ``keys`` in ``space``, or None."""
+        get, prefix = self._get, _prefix(space)
+        return [get(prefix + key) if len(key) <= MAX_KEY else None for key in keys]
+
+    def items(self, space: str, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""
         prefix = _prefix(space)
+        # The next key after one is that key and a zero byte.
+        begin = prefix if after is None else prefix + after + b"\0"
         with self._transaction.cursor() as cursor:
-            if cursor.set_range(prefix):
+            if cursor.set_range(begin):
                 for key, value in cursor:
                     if not key.startswith(prefix):
                         return
@@ -205,7 +213,7 @@ class LmdbSnapshot:
 
     def mark(self) -> bytes | None:
         """Return the mark that the last batch set, or None when nothing was."""
-        found: bytes | None = self._transaction.get(_MARK)
+        found: bytes | None = self._get(_MARK)
         return found
 
 

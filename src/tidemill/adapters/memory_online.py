@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,15 @@ class MemorySnapshot:
         """Return the value of ``key`` in ``space``, or None."""
         return self.spaces.get(space, {}).get(key)
 
-    def items(self, space: str) -> Iterable[tuple[bytes, bytes]]:
-        """Yield the pairs of ``space`` in order of key."""
-        return iter(sorted(self.spaces.get(space, {}).items()))
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each of ``keys`` in ``space``, or None."""
+        pairs = self.spaces.get(space, {})
+        return [pairs.get(key) for key in keys]
+
+    def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
+        """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""
+        pairs = sorted(self.spaces.get(space, {}).items())
+        return iter(pairs if after is None else pairs[bisect.bisect_right(pairs, after, key=lambda pair: pair[0]) :])
 
     def mark(self) -> bytes | None:
         """Return the mark that the last batch set, or None when nothing was."""

@@ -18,8 +18,12 @@ class Snapshot(Protocol):
         """Return the value of ``key`` in ``space``, or None."""
         ...
 
-    def items(self, space: str) -> Iterable[tuple[bytes, bytes]]:
-        """Yield the pairs of ``space`` in order of key."""
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each of ``keys`` in ``space``, or None."""
+        ...
+
+    def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
+        """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""
         ...
 
     def mark(self) -> bytes | None:

@@ -68,6 +68,20 @@ class OnlineSuite:
             assert snapshot.mark() == b"mark"
         online.close()
 
+    def test_many_are_read_at_once_and_a_space_from_a_key_on(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        keys = [b"a", b"a\0", b"ab", b"b", b"\xff\xff"]
+        online.apply([Change("s", key, b"=" + key) for key in keys] + [Change("t", b"c", b"other")], b"m")
+        with online.snapshot() as snapshot:
+            wanted = [b"b", b"never", b"a", b"b", b"k" * 600]
+            assert snapshot.get_many("s", wanted) == [b"=b", None, b"=a", b"=b", None]
+            assert snapshot.get_many("s", []) == []
+            for place, key in enumerate(keys):
+                assert [each for each, _ in snapshot.items("s", after=key)] == keys[place + 1 :]
+            assert [each for each, _ in snapshot.items("s", after=b"aa")] == keys[2:]
+            assert list(snapshot.items("never", after=b"")) == []
+        online.close()
+
     def test_a_snapshot_does_not_move(self, tmp_path: Path) -> None:
         online = self.open(tmp_path)
         online.apply([Change("s", b"a", b"1"), Change("s", b"b", b"1")], b"m1")

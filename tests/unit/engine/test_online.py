@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,10 @@ from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.clock import HOUR
 from tidemill.base.errors import DeclarationError, RequestError, WorkspaceError
 from tidemill.engine import online
-from tidemill.engine.online import Applied, Lookup, OnlineState, features_at
+from tidemill.engine.freshness import Freshness, ViewFreshness, freshness
+from tidemill.engine.layout import Applied
+from tidemill.engine.lookup import Lookup, features_at
+from tidemill.engine.online import OnlineState
 from tidemill.spec.source import Source
 from tidemill.testing.histories import ORIGIN, STEP, TIME, frame, histories, request_frame
 
@@ -163,6 +167,10 @@ def test_a_correction_moves_a_row_to_another_group_and_what_is_past_is_dropped()
         assert not list(snapshot.items("key:arrivals"))
 
 
+MODEL_OF_PLANES = tm.Model(
+    "planes", examples=MODEL.examples, asked_at="landed", label=MODEL.label,
+    features=[tm.Latest("plane", PLANES, by="id", columns=["carrier", "delay"])], estimator=LogisticRegression(),
+)  # fmt: skip
 MODEL_OF_CARRIER = tm.Model(
     "late", examples=MODEL.examples, asked_at="landed", label=MODEL.label, features=[CARRIER],
     estimator=LogisticRegression(),
@@ -267,6 +275,84 @@ def test_requests_before_any_row_and_without_a_column() -> None:
     same(lookup, frames({}))
     empty = lookup.features(REQUESTS.head(0))[0]
     assert empty.schema == features_at(MODEL, frames({}), REQUESTS, Applied(0, 1, {}, 0)).schema
+
+
+def test_a_row_is_asked_for_by_its_columns() -> None:
+    store = MemoryOnline()
+    OnlineState(MODEL.views, store).apply(ORIGIN, {}, {}, 0)
+    lookup = Lookup(MODEL, store)
+    request = dict(zip(REQUESTS.columns, REQUESTS.with_columns(pl.col("landed").to_physical()).row(0), strict=True))
+    values, applied = lookup.row(request, REQUESTS.schema)
+    assert len(values) == len(MODEL.columns)
+    assert applied == Applied(ORIGIN, ORIGIN + 1, {}, 0)
+    for column in ("carrier", "origin", "seats"):
+        short = {name: value for name, value in request.items() if name != column}
+        with pytest.raises(RequestError, match=column):
+            lookup.row(short, REQUESTS.drop(column).schema)
+    with pytest.raises(WorkspaceError, match="empty"):
+        Lookup(MODEL, MemoryOnline()).row(request, REQUESTS.schema)
+
+
+def test_it_says_how_fresh_it_is() -> None:
+    store = MemoryOnline()
+    assert freshness(store) == Freshness()
+    state = OnlineState([CARRIER, *MODEL_OF_PLANES.views], store)
+    rows = [arrival("x", 5, ORIGIN + 1, 0), arrival("y", 2, ORIGIN + 1, 1), arrival("z", 9, ORIGIN, 2, landed=None)]
+    state.apply(ORIGIN + 1, {"arrivals": frame(rows, FLIGHT)}, {"arrivals": 3}, 1)
+    newest = ViewFreshness(ORIGIN + 5 * 60_000_000, ORIGIN + 1)
+    assert freshness(store) == Freshness(Applied(ORIGIN + 1, ORIGIN + 2, {"arrivals": 3}, 1), {"carrier": newest}, None)
+    later = [arrival("w", 1, ORIGIN + 7, 3)]
+    state.apply(ORIGIN + 7, {"arrivals": frame(later, FLIGHT), "planes": frame([], PLANE)}, {"arrivals": 4}, 2)
+    assert freshness(store).views == {"carrier": ViewFreshness(newest.event_time, ORIGIN + 7)}
+    plane = {**arrival("p", 0, ORIGIN + 8, 0), "landed": None}
+    state.apply(ORIGIN + 8, {"planes": frame([plane], PLANE)}, {"arrivals": 4, "planes": 1}, 3)
+    assert freshness(store).views["plane"] == ViewFreshness(None, ORIGIN + 8)
+    # While it is made anew, readers have the old one and see how far the new one is.
+    seen: list[tuple[str, int, int] | None] = []
+    everything = {"arrivals": frame([*rows, *later], FLIGHT), "planes": frame([plane], PLANE)}
+    before = freshness(store)
+
+    def look(*_: object) -> None:
+        seen.append(freshness(store).rebuilding)
+        assert freshness(store).applied == before.applied or seen[-1] is None
+
+    state.rebuild(ORIGIN + 9, everything, {"arrivals": 4, "planes": 1}, 4, look)
+    assert seen == [("arrivals", 0, 2), ("planes", 1, 2), None]
+    assert freshness(store).views == before.views
+
+
+def test_a_rebuild_that_did_not_end_is_forgotten() -> None:
+    store = MemoryOnline()
+    state = OnlineState([CARRIER], store)
+    state.apply(ORIGIN, {}, {}, 0)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        state.rebuild(ORIGIN, frames({}), {}, 0, stop)
+    assert freshness(store).rebuilding == ("arrivals", 0, 1)
+    state.apply(ORIGIN + 1, {}, {}, 1)
+    assert freshness(store).rebuilding is None
+
+
+def test_sweeps_go_round_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "_SWEEP", 3)
+    monkeypatch.setattr(online, "_STRETCH", 2)
+    store = MemoryOnline()
+    state = OnlineState([CARRIER], store)
+    rows = [arrival(f"x{place}", 0, ORIGIN, place, carrier=f"c{place}") for place in range(40)]
+    state.apply(ORIGIN, {"arrivals": frame(rows, FLIGHT)}, {"arrivals": 40}, 0)
+    left = []
+    for batch in range(10):
+        tick = ORIGIN + (9 + batch) * HOUR
+        new = [arrival("y", 540 + 60 * batch, tick, 40 + 4 * batch + place) for place in range(4)]
+        state.apply(tick, {"arrivals": frame(new, FLIGHT)}, {"arrivals": 44 + 4 * batch}, 1 + batch)
+        with store.snapshot() as snapshot:
+            left.append((len(list(snapshot.items("view:carrier"))), len(list(snapshot.items("key:arrivals")))))
+    assert left[0] == (33, 33)  # of 41, eight of the forty were swept
+    assert left[-1] == (1, 1)
+    assert all(before[0] - after[0] <= 8 for before, after in itertools.pairwise(left))
 
 
 def test_applied_reads_back() -> None:

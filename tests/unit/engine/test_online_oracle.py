@@ -24,8 +24,10 @@ from sklearn.linear_model import LogisticRegression
 import tidemill as tm
 from tidemill.adapters.lmdb_online import LmdbOnline
 from tidemill.adapters.memory_online import MemoryOnline
-from tidemill.engine import online
-from tidemill.engine.online import Applied, Lookup, OnlineState, features_at
+from tidemill.engine import online, parts, predict
+from tidemill.engine.layout import Applied
+from tidemill.engine.lookup import Lookup, features_at
+from tidemill.engine.online import OnlineState
 from tidemill.ports.online import Online
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Source
@@ -82,6 +84,10 @@ WINDOWS = {
     **{f"{function}_seats": getattr(tm, function)("seats", over="1h") for function in NUMBERS},
     **{f"{function}_ok": getattr(tm, function)("ok", over="1h") for function in ("mean", "n_unique")},
     "third": tm.mean(pl.col("delay") / 3, over="1h"),
+    "share": tm.share(pl.col("seats") > 1, over="1h"),
+    "middle": tm.quantile("delay", 0.5, over=OVER),
+    "high": tm.quantile("seats", 0.9, over="1h"),
+    "since": tm.since_last(over=OVER),
     "last_id": tm.last("id", over="1h"),
     "last_landed": tm.last("landed", over="1h"),
 }
@@ -197,6 +203,15 @@ def follow(data: st.DataObject, store: Online, other: Online) -> None:
         assert applied == expected
         known = oracle.applied({name: number - 1 for name, number in applied.next_seq.items()})
         assert rows_of(got) == [bits(known.features(model, request, applied.t)) for request in asks]
+        # One by one they are answered the same, and without the compiled kernel too.
+        by_row = [lookup.row(request, asked.schema) for request in asks]
+        assert [at for _, at in by_row] == [applied] * len(asks)
+        listed = [dict(zip(model.columns, values, strict=True)) for values, _ in by_row]
+        assert [bits(row) for row in listed] == [bits(row) for row in predict.plain(got).iter_rows(named=True)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TIDEMILL_KERNELS", "plain")
+            unpacked = Lookup(model, lookup._store)
+            assert rows_of(unpacked.features(asked)[0]) == rows_of(got)
         then = features_at(model, everything, asked, applied)
         assert got.schema == then.schema or not all(applied.next_seq.values())  # types are unknown before any row
         assert rows_of(then) == rows_of(got)
@@ -239,11 +254,12 @@ def test_a_correction_known_a_microsecond_after_the_tick_waits_for_the_next() ->
         assert rows_of(got) == [bits(oracle.features(model, ask, applied.t)) for ask in asks]
 
 
-@given(data=st.data(), sweep=st.sampled_from((0, 20_000)))
+@given(data=st.data(), sweep=st.sampled_from((0, 20_000)), block=st.sampled_from((1, 2, 256)))
 @quickly
-def test_in_memory(data: st.DataObject, sweep: int) -> None:
+def test_in_memory(data: st.DataObject, sweep: int, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(online, "_SWEEP", sweep)
+        patch.setattr(parts, "BLOCK", block)  # groups of more than twice as many rows are cut
         follow(data, MemoryOnline(), MemoryOnline())
 
 
