@@ -105,7 +105,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
             mill.tick(tick)
             answering.refresh()
             due = questions.filter(pl.col("_asked").is_between(tick - project.system.tick, tick, closed="right"))
-            if due.is_empty() or MODEL not in answering.champions:
+            if due.is_empty() or answering.waiting_for(MODEL) is not None:
                 continue
             rows = due.select(model.request_columns)
             body = {"rows": rows.with_columns(pl.col(pl.Datetime).dt.strftime("%Y-%m-%dT%H:%M:%SZ")).to_dicts()}

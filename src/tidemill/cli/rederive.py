@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
 from tidemill.base.errors import NotFoundError
 from tidemill.cli.plan import recipes_declared
+from tidemill.engine.explain import Past, explain, late, states
 from tidemill.engine.fingerprint import recipe
-from tidemill.engine.parity import Parity, compare, derive
+from tidemill.engine.parity import Difference, Finding, Parity, compare, derive, differences, largest, summary
 from tidemill.project import Project, dtype_from_text
 from tidemill.spec.feature import OnDemand
 
 #: What of a recipe decides the features of a request; the estimator as fitted is kept with its version.
 _DECIDING = ("examples", "columns", "feature views")
-_AT_ONCE = 50_000  # predictions
+_AT_ONCE = 20_000  # predictions
+_EXPLAINED = 500  # mismatched predictions of one version that are looked into
+
+#: Told what is being done, how much of it is done, and of how much.
+Tell = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
@@ -35,17 +41,52 @@ class Rederiving:
 
     def run(self, number: int, logged: pl.DataFrame) -> Parity:
         """Derive ``logged`` predictions of version ``number`` again. Raises NotFoundError when that is gone."""
+        past = self._past(number, [])
+        derived = derive(past.model, past.types, past.tables, logged)
+        return compare(logged, derived, past.predictor)
+
+    def explained(self, number: int, logged: pl.DataFrame, whole: pl.DataFrame, tell: Tell) -> Parity:
+        """Do the same, and look into what lies behind each mismatch.
+
+        ``whole``: rows of the ledger that tell the states by which this model answered. Of very many mismatches the
+        first are looked into; the others count as unexplained.
+        """
+        past = self._past(number, states(whole))
+        parity, found = Parity(), list[Difference]()
+        for done, part in enumerate(logged.iter_slices(_AT_ONCE)):
+            tell("deriving again", done * _AT_ONCE, logged.height)
+            derived = derive(past.model, past.types, past.tables, part)
+            mismatched, rounded = differences(part, derived, past.predictor)
+            found += mismatched
+            parity += replace(summary(part.height, mismatched, rounded), findings=late(past, part, derived))
+        tell("deriving again", logged.height, logged.height)
+        chosen = dict.fromkeys(list(dict.fromkeys(each.id for each in found))[:_EXPLAINED])
+        first = [each for each in found if each.id in chosen]
+        findings = explain(past, logged, first, lambda done, total: tell("looking into mismatches", done, total))
+        left = _left([each for each in found if each.id not in chosen])
+        return replace(parity, findings=(*parity.findings, *findings, *left))
+
+    def _past(self, number: int, answered: list[tuple[int, Mapping[str, int]]]) -> Past:
         project, model = self.project, self.project.declared_model(self.model)
         training = project.state().model(self.model).version(number).training
         step = project.workspace.journal.step(training)
         if step is None:
-            raise NotFoundError(f"model {self.model!r}: the result of training {training} is not in this workspace.")
+            raise NotFoundError(f"model {model.name!r}: the result of training {training} is not in this workspace.")
         types = {name: dtype_from_text(step["request"][name]) for name in model.request_columns}
         if not self._tables:
             names = {view.table.name for view in model.views if not isinstance(view, OnDemand)}
             self._tables = {name: project.rows_so_far(name) for name in sorted(names)}
         predictor = project.load_predictor(self.model, training)
-        found = Parity()
-        for part in logged.iter_slices(_AT_ONCE):
-            found += compare(part, derive(model, types, self._tables, part), predictor)
-        return found
+        return Past(model, types, self._tables, answered, predictor, step.get("libraries", {}))
+
+
+def _left(found: list[Difference]) -> tuple[Finding, ...]:
+    """Return the finding of mismatches that were not looked into."""
+    if not found:
+        return ()
+    columns: dict[str, int] = {}
+    for each in found:
+        columns[each.what] = columns.get(each.what, 0) + 1
+    number = len({each.id for each in found})
+    said = f"not looked into: more than {_EXPLAINED:,} predictions differ"
+    return (Finding("unexplained", "", said, number, columns, largest(found)),)

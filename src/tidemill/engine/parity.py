@@ -7,6 +7,7 @@ not hold (history loaded afterwards, tables without times) rows are cut by seque
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +35,28 @@ Ints = npt.NDArray[np.int64]
 PREDICTION = "prediction"
 #: How far, relatively, a prediction by linear algebra may lie from that of another batch size.
 ROUNDING = 1e-12
+#: What a comparison proves when nothing else is asked for: the rate of mismatches is below this, at 95 % confidence.
+BOUND = 0.001
 
 _SHOWN = 5
+
+#: What can lie behind a difference, and what that means. ``mismatch`` tells them apart.
+CAUSES: Mapping[str, str] = {
+    "late row": "a row that was known in time by its own account was committed after the prediction (no fault)",
+    "stale state": "the view had not been brought up to what had been applied",
+    "ahead": "the view held rows that had not been applied by its own account",
+    "lost row": "a row of the window was missing",
+    "doubled row": "a row of the window was counted twice",
+    "window edge": "a row at the edge of a window was on its wrong side",
+    "transform": "a value that comes from the request alone is computed otherwise now",
+    "library version": "the version was trained with other versions of the libraries that compute",
+    "float": "the last digits of a number differ",
+    "model": "from equal features the model predicts otherwise",
+    "unexplained": "nothing that was tried gives what was logged",
+}
+#: Causes that do not fail a comparison: nothing was done wrong when it was answered. Last digits do fail it, for trees
+#: decide by them.
+HARMLESS = frozenset({"late row", "library version"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +70,43 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """One cause of differences: ``kind`` is one of ``CAUSES``, ``where`` a view, column or model.
+
+    ``detail`` says what exactly: which row, since when. ``predictions`` it accounts for, ``columns`` with the number of
+    times each is affected, and ``examples``: the largest differences.
+    """
+
+    kind: str
+    where: str
+    detail: str
+    predictions: int
+    columns: Mapping[str, int]
+    examples: tuple[Difference, ...]
+
+    @property
+    def fails(self) -> bool:
+        """True when something was done wrong, or may have been."""
+        return self.kind not in HARMLESS
+
+    def __add__(self, other: Finding) -> Finding:
+        return Finding(
+            self.kind,
+            self.where,
+            self.detail,
+            self.predictions + other.predictions,
+            _summed(self.columns, other.columns),
+            largest((*self.examples, *other.examples)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """What a comparison found.
 
     ``rows`` compared; ``mismatched`` of them, in any value; ``by_value`` counts them by feature or prediction.
     ``rounded``: predictions whose last digits hang on the size of the batch, within ``ROUNDING``, and which agree
-    otherwise. ``examples``: the first differences.
+    otherwise. ``examples``: the first differences. ``findings``: what lies behind them, where that was looked into.
     """
 
     rows: int = 0
@@ -62,15 +114,20 @@ class Parity:
     rounded: int = 0
     by_value: Mapping[str, int] = field(default_factory=dict)
     examples: tuple[Difference, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __add__(self, other: Parity) -> Parity:
-        names = dict.fromkeys([*self.by_value, *other.by_value])
+        found: dict[tuple[str, str, str], Finding] = {}
+        for each in (*self.findings, *other.findings):
+            place = (each.kind, each.where, each.detail)
+            found[place] = found[place] + each if place in found else each
         return Parity(
             self.rows + other.rows,
             self.mismatched + other.mismatched,
             self.rounded + other.rounded,
-            {name: self.by_value.get(name, 0) + other.by_value.get(name, 0) for name in names},
+            _summed(self.by_value, other.by_value),
             (*self.examples, *other.examples)[:_SHOWN],
+            tuple(found.values()),
         )
 
     @property
@@ -82,6 +139,20 @@ class Parity:
     def bound(self) -> float | None:
         """The upper end, at 95 % confidence, of the rate (Clopper and Pearson 1934); None without rows."""
         return upper_bound(self.mismatched, self.rows) if self.rows else None
+
+
+def _summed(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in dict.fromkeys([*one, *other])}
+
+
+def largest(found: Iterable[Difference]) -> tuple[Difference, ...]:
+    """Return a few of the differences: those that are largest, relative to the larger of the two values."""
+    return tuple(sorted(found, key=lambda each: (-_size(each.logged, each.derived), each.id, each.what))[:_SHOWN])
+
+
+def _size(one: Any, other: Any) -> float:
+    numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    return abs(one - other) / max(abs(one), abs(other), 1e-300) if numbers else float("inf")
 
 
 def upper_bound(hits: int, rows: int, confidence: float = 0.95) -> float:
@@ -147,6 +218,21 @@ def _shows_later_rows(table: Source | Table, rows: pl.DataFrame, seen: Ints, ask
 
 def compare(logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor) -> Parity:
     """Compare ``logged`` (rows of the ledger) with the features ``derived`` for them, and predict from those again."""
+    return summary(logged.height, *differences(logged, derived, predictor))
+
+
+def summary(rows: int, found: Sequence[Difference], rounded: int) -> Parity:
+    """Return the report on ``rows`` predictions with the given ``differences``."""
+    by_value: dict[str, int] = {}
+    for each in found:
+        by_value[each.what] = by_value.get(each.what, 0) + 1
+    return Parity(rows, len({each.id for each in found}), rounded, by_value, tuple(found[:_SHOWN]))
+
+
+def differences(
+    logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor
+) -> tuple[tuple[Difference, ...], int]:
+    """Return every value that came out otherwise, by row, and how many predictions are rounded only."""
     differing: dict[int, list[Difference]] = {}
     ids = logged["id"].to_list()
     for row, (text, values) in enumerate(zip(logged["features"], plain(derived).iter_rows(named=True), strict=True)):
@@ -168,11 +254,7 @@ def compare(logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor) -
         else:
             found = Difference(ids[row], PREDICTION, np.asarray(was).tolist(), np.asarray(now).tolist())
             differing.setdefault(row, []).append(found)
-    found_all = [each for row in sorted(differing) for each in differing[row]]
-    by_value: dict[str, int] = {}
-    for each in found_all:
-        by_value[each.what] = by_value.get(each.what, 0) + 1
-    return Parity(len(ids), len(differing), rounded, by_value, tuple(found_all[:_SHOWN]))
+    return tuple(each for row in sorted(differing) for each in differing[row]), rounded
 
 
 def _predicted_otherwise(
@@ -199,3 +281,12 @@ def same(one: Any, other: Any) -> bool:
 def sample(ids: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
     """Choose a ``share`` (0 to 1) of predictions by their ids, which are hashes: the same ones every time."""
     return np.array([int(each[:12], 16) < share * 16**12 for each in ids], dtype=np.bool_)
+
+
+def enough(ids: Sequence[str], bound: float = BOUND) -> npt.NDArray[np.bool_]:
+    """Choose as many predictions by their ids as put the rate below ``bound`` when none of them differs."""
+    order = np.argsort(np.array([int(each[:12], 16) for each in ids], dtype=np.int64), kind="stable")
+    chosen = np.zeros(len(ids), dtype=np.bool_)
+    # Without a hit, the bound of n rows is 1 - 0.05 ** (1 / n).
+    chosen[order[: math.ceil(math.log(0.05) / math.log1p(-bound))]] = True
+    return chosen

@@ -14,7 +14,19 @@ import tidemill as tm
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
 from tidemill.engine.encode import Encoding
 from tidemill.engine.feature import features
-from tidemill.engine.parity import PREDICTION, Parity, compare, derive, same, sample, upper_bound
+from tidemill.engine.parity import (
+    BOUND,
+    PREDICTION,
+    Difference,
+    Finding,
+    Parity,
+    compare,
+    derive,
+    enough,
+    same,
+    sample,
+    upper_bound,
+)
 from tidemill.engine.predict import Predictor, plain
 from tidemill.spec.source import Source
 
@@ -142,3 +154,30 @@ def test_a_sample_is_the_same_every_time_and_of_the_asked_size() -> None:
     assert (chosen == sample(ids, 0.25)).all()
     assert 0.2 < chosen.mean() < 0.3
     assert sample(ids, 1.0).all()
+
+
+def test_enough_is_what_the_bound_needs_and_all_when_there_are_few() -> None:
+    ids = [f"{number * 0x9E3779B97F4A7C15 % 2**96:024x}" for number in range(1, 9000)]
+    ids = [each[12:] + each[:12] for each in ids]
+    chosen = enough(ids)
+    rows = int(chosen.sum())
+    assert upper_bound(0, rows) <= BOUND < upper_bound(0, rows - 1)
+    assert (chosen == enough(ids)).all()
+    # The same ones that a share of that size takes, whatever else is in the ledger.
+    least = max(int(each[:12], 16) for each, taken in zip(ids, chosen, strict=True) if taken)
+    assert (chosen == sample(ids, (least + 1) / 16**12)).all()
+    assert enough(ids[:100]).all()
+    assert not enough([]).any()
+
+
+def test_findings_of_one_cause_add_up_and_keep_the_largest_differences() -> None:
+    def finding(kind: str, *apart: float) -> Finding:
+        examples = tuple(Difference(str(each), "a", 1.0, 1.0 + each) for each in apart)
+        return Finding(kind, "v", "d", len(apart), {"a": len(apart)}, examples)
+
+    both = Parity(findings=(finding("lost row", 0.1, 0.2, 0.3),)) + Parity(
+        findings=(finding("lost row", 0.4, 0.5, 0.6), finding("late row", 1.0))
+    )
+    lost, late = both.findings
+    assert (lost.predictions, lost.columns, lost.fails, late.fails) == (6, {"a": 6}, True, False)
+    assert [each.id for each in lost.examples] == ["0.6", "0.5", "0.4", "0.3", "0.2"]
