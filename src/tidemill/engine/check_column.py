@@ -97,7 +97,7 @@ def expression(
         return None, [Fault(where, f"{what} does not work on {title(table)}: {first_line(error)}.", "")]
     if result.width != 1:
         return None, [Fault(where, f"{what} yields {result.width} columns.", "Write one expression a column.")]
-    if value.columns and _reads_other_rows(value.polars, schema):
+    if value.columns and reads_other_rows(value.polars, schema):
         do = "Use only functions of the row itself; tm.Aggregation looks at other rows without a leak."
         return None, [Fault(where, f"{what} depends on other rows of the batch it is computed in.", do)]
     return result.dtypes[0], []
@@ -135,7 +135,7 @@ def _sample(schema: Schema) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def _reads_other_rows(value: pl.Expr, schema: Schema) -> bool:
+def reads_other_rows(value: pl.Expr, schema: Schema) -> bool:
     """Tell whether the expression gives made-up rows other values together than one by one."""
     rows = _sample(schema)
     try:

@@ -12,6 +12,7 @@ import polars as pl
 from tidemill.base.errors import Fault, FingerprintError
 from tidemill.base.schema import NAME, SYSTEM_COLUMNS
 from tidemill.engine import fingerprint
+from tidemill.engine.check_clean import cleaned_schema, step_faults
 from tidemill.engine.check_column import Schema, Schemas, expression, first_line, kept, kind, missing, title
 from tidemill.spec.check import Between, Holds, NotNull, OneOf
 from tidemill.spec.source import Files, Source, Table
@@ -39,6 +40,8 @@ def table_faults(table: Source | Table, schemas: Schemas, repeated: Collection[s
         yield Fault(where, "its function has no inputs.", "Name each parameter after the declaration it reads.")
     for check in table.checks:
         yield from _check(where, check, table, schemas)
+    if isinstance(table, Table):
+        yield from step_faults(where, table.steps)
     try:
         fingerprint.of(table)
     except FingerprintError as error:
@@ -54,6 +57,8 @@ def derived_schema(table: Table, schemas: Schemas) -> tuple[Schema | None, list[
         return None, []
     where = title(table)
     frames = [pl.LazyFrame(schema=dict(schemas[name])) for name in table.inputs]
+    if table.steps:
+        return cleaned_schema(where, table, schemas[table.inputs[0]])
     try:
         result: Any = table.function(*frames)
         if isinstance(result, pl.LazyFrame):

@@ -200,6 +200,8 @@ def conform(frame: pl.DataFrame, contract: Contract) -> tuple[pl.DataFrame, pl.S
         raw = frame[name]
         value = cast(raw, dtype)
         columns.append(value)
+        if value.null_count() == raw.null_count():  # a cast never fills a null, so nothing was lost
+            continue
         lost = raw.is_not_null() & value.is_null() & ~_missing(raw, dtype)
         if lost.any():
             faults.append(_fault(raw, lost, f"{name!r}: %s is not {_KINDS.get(dtype, f'of type {dtype}')}"))
@@ -266,7 +268,8 @@ def _nulls(name: str, dtype: pl.DataType, height: int) -> pl.Series:
 
 def _to_float(values: pl.Series, none: pl.Series) -> pl.Series:
     if values.dtype.is_float():
-        return values.cast(pl.Float64).fill_nan(None)
+        number = values.cast(pl.Float64)
+        return number.fill_nan(None) if number.is_nan().any() else number
     if values.dtype.is_integer():
         number = values.cast(pl.Float64)
         return number.set((number.abs() > _EXACT).fill_null(value=False), None)

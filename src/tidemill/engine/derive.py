@@ -24,13 +24,16 @@ from tidemill.base.clock import FOREVER, format_time, to_datetime
 from tidemill.base.errors import DeclarationError, Fault
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, SYSTEM_COLUMNS, TICK, TOMBSTONE, nearest
+from tidemill.engine.clean import clean
 from tidemill.engine.contract import cast, normal
 from tidemill.engine.ingest import Taken, numbered, to_arrow
-from tidemill.engine.table import TIME, visible
+from tidemill.engine.table import TIME, timeless, visible
+from tidemill.engine.tally import added, begin, counting, tell
 from tidemill.ports.lake import Commit, Fence, Lake
 from tidemill.spec.source import Table
 from tidemill.spec.time import Offset
 
+_DECLARED = ".declared"
 _KNOWN = ".known"  # no column has a dot in its name, so scratch columns with one cannot collide
 
 
@@ -40,9 +43,13 @@ def evaluate(table: Table, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     Raises DeclarationError when f fails or its rows lack a declared column, a key is null, or a key comes twice.
     """
     where = f"table {table.name!r}"
-    lazy = [frames[name].drop(SYSTEM_COLUMNS, strict=False).lazy() for name in table.inputs]
+    begin()
     try:
-        made = table.function(*lazy)
+        made: Any
+        if table.steps:
+            made = cleaned(table, frames[table.inputs[0]])
+        else:
+            made = table.function(*(frames[name].drop(SYSTEM_COLUMNS, strict=False).lazy() for name in table.inputs))
         frame = made.collect() if isinstance(made, pl.LazyFrame) else made
     except Exception as error:
         raise _wrong(where, f"its function failed: {type(error).__name__}: {error}", "Mend the function.") from error
@@ -73,6 +80,24 @@ def evaluate(table: Table, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return frame.sort(table.key)
 
 
+def cleaned(table: Table, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return ``rows`` of the one input as the steps of ``table`` leave them; each row was known when it was stored."""
+    kept = rows.drop((name for name in SYSTEM_COLUMNS if name != KNOWN_AT), strict=False)
+    ties = () if table.event_time is None else (table.event_time,)
+    made, counts = clean(kept, table.steps, known_at=known_column(table), key=table.key, ties=ties)
+    for count in counts:
+        tell(count)
+    return made.drop(KNOWN_AT, strict=False)
+
+
+def known_column(table: Table) -> str | None:
+    """Return the column that tells the steps of ``table`` when each row of its input was known, or None."""
+    if not timeless(table.sources[0]):
+        return KNOWN_AT
+    # When a row of a timeless table was stored says nothing. Steps compare times, so an offset does not matter.
+    return table.known_at.column if isinstance(table.known_at, Offset) else table.known_at or table.event_time
+
+
 def _wrong(where: str, what: str, do: str) -> DeclarationError:
     return DeclarationError([Fault(where, what, do)])
 
@@ -86,26 +111,44 @@ def declared_known_at(table: Table) -> pl.Expr:
     return pl.col(table.event_time) if table.event_time is not None else pl.lit(None, dtype=TIME)
 
 
+def known_of(table: Table, made: pl.DataFrame, frames: Mapping[str, pl.DataFrame]) -> pl.Series:
+    """Return when each row ``made`` by f of ``frames`` became known, by its declaration.
+
+    A row that comes of one input row, with its key, is known no earlier than that: row by row, and when cleaned.
+    """
+    source = table.sources[0]
+    inherits = table.by_row or (bool(table.steps) and table.key == source.key and not timeless(source))
+    if not inherits:
+        return made.with_columns(declared_known_at(table).alias(_KNOWN))[_KNOWN]
+    own = frames[source.name].select(*table.key, pl.col(KNOWN_AT).alias(_KNOWN))
+    declared = declared_known_at(table) if table.known_at is not None else pl.lit(None, dtype=TIME)
+    joined = made.join(own, on=table.key, how="left", maintain_order="left")
+    return joined.with_columns(pl.max_horizontal(_KNOWN, declared).alias(_KNOWN))[_KNOWN]
+
+
 # Whole tables -----------------------------------------------------------------------------------------------------
 
 
-def differences(table: Table, shown: pl.DataFrame, computed: pl.DataFrame, *, floor: int | None) -> pl.DataFrame:
+def differences(
+    table: Table, shown: pl.DataFrame, computed: pl.DataFrame, known: pl.Series, *, floor: int | None
+) -> pl.DataFrame:
     """Return the versions and tombstones that turn ``shown`` into ``computed``: known-at, tombstone, user columns.
 
-    ``shown``: the newest version of each key, tombstones left out, with ``_known_at``. Known-at is the declared one, at
-    least ``floor`` (microseconds; None: no bound, as in history), and at least that of the version replaced, so that
-    the new one wins. A row whose known-at is null is left out: it waits. A static table needs a floor.
+    ``shown``: the newest version of each key, tombstones left out, with ``_known_at``. Known-at is that of ``known``
+    (see ``known_of``), at least ``floor`` (microseconds; None: no bound, as in history), and at least that of the
+    version replaced, so that the new one wins. A row whose known-at is null is left out: it waits. A static table needs
+    a floor.
     """
     names = computed.columns
     bound = pl.lit(None if floor is None else to_datetime(floor), dtype=TIME)
-    declared = bound if _static(table) else declared_known_at(table)
-    computed = computed.filter(declared.is_not_null())
+    computed = computed.with_columns(bound.alias(_DECLARED) if _static(table) else known.alias(_DECLARED))
+    computed = computed.filter(pl.col(_DECLARED).is_not_null())
     old = shown.select(*names, pl.col(KNOWN_AT).alias(_KNOWN))
     changed = computed.join(old, on=names, how="anti", nulls_equal=True)
     changed = changed.join(old.select(*table.key, _KNOWN), on=table.key, how="left", maintain_order="left")
     gone = old.join(computed, on=table.key, how="anti", maintain_order="left")
-    known = pl.max_horizontal(declared, bound, _KNOWN)
-    versions = changed.select(known.alias(KNOWN_AT), pl.lit(value=False).alias(TOMBSTONE), *names)
+    since = pl.max_horizontal(_DECLARED, bound, _KNOWN)
+    versions = changed.select(since.alias(KNOWN_AT), pl.lit(value=False).alias(TOMBSTONE), *names)
     withdrawn = pl.max_horizontal(bound, _KNOWN)
     tombstones = gone.select(withdrawn.alias(KNOWN_AT), pl.lit(value=True).alias(TOMBSTONE), *names)
     return pl.concat([versions, tombstones])
@@ -120,10 +163,11 @@ def replay(table: Table, inputs: Mapping[str, pl.DataFrame], *, tick: int) -> pl
     parts: list[pl.DataFrame] = []
     shown: pl.DataFrame | None = None
     for cut, floor in _epochs(table, inputs, tick):
-        computed = evaluate(table, _at(table, inputs, cut))
+        frames = _at(table, inputs, cut)
+        computed = evaluate(table, frames)
         if shown is None:
             shown = computed.clear().with_columns(pl.lit(None, dtype=TIME).alias(KNOWN_AT))
-        part = differences(table, shown, computed, floor=floor)
+        part = differences(table, shown, computed, known_of(table, computed, frames), floor=floor)
         parts.append(part)
         kept = shown.join(part, on=table.key, how="anti")
         shown = pl.concat([kept, part.filter(~pl.col(TOMBSTONE)).select(shown.columns)])
@@ -213,13 +257,15 @@ class Derivation:
         wakes = before.get("wakes")
         if same and before["reached"] == reached and (wakes is None or wakes > tick):
             return None
-        if table.by_row:
-            since = before["reached"][table.inputs[0]] if same else 0
-            versions = pl.DataFrame(self._lake.scan(table.inputs[0], since=since))
-            changes, wakes = by_row(table, versions), None
-        else:
-            inputs = {name: pl.DataFrame(self._lake.scan(name)) for name in table.inputs}
-            changes, wakes = self._whole(table, inputs, head, tick, history=history), _wakes(inputs, tick)
+        with counting() as runs:
+            if table.by_row:
+                since = before["reached"][table.inputs[0]] if same else 0
+                versions = pl.DataFrame(self._lake.scan(table.inputs[0], since=since))
+                changes, wakes = by_row(table, versions), None
+            else:
+                inputs = {name: pl.DataFrame(self._lake.scan(name)) for name in table.inputs}
+                changes, wakes = self._whole(table, inputs, head, tick, history=history), _wakes(inputs, tick)
+                runs[:-1] = []  # history is gone through in many runs; the last is over everything
         first = head.next_seq if head else 0
         rows = numbered(changes.with_columns(pl.lit(to_datetime(tick), dtype=TIME).alias(TICK)), first)
         cursor = canonical({"code": code, "reached": reached, "wakes": wakes}).decode()
@@ -232,6 +278,8 @@ class Derivation:
             "next_seq": following,
             "tick": tick,
         }
+        if counts := added(runs):
+            body["cleaned"] = {"more": table.by_row and same, "steps": counts}
         batch = fingerprint(table.name, head.cursor if head else None, tick)
         commit = Commit(table.name, 0, tick, batch, rows.height, following, cursor, canonical(body).decode())
         commit = self._lake.append(table.name, self._fitting(table, to_arrow(rows)), commit, self._fence)
@@ -242,7 +290,8 @@ class Derivation:
     ) -> pl.DataFrame:
         if head is None and history:
             return replay(table, inputs, tick=tick).with_columns(pl.lit(value=True).alias(HISTORY))
-        computed = evaluate(table, _at(table, inputs, tick + 1))
+        frames = _at(table, inputs, tick + 1)
+        computed = evaluate(table, frames)
         if head is None:
             shown = computed.clear().with_columns(pl.lit(None, dtype=TIME).alias(KNOWN_AT))
         else:
@@ -251,7 +300,7 @@ class Derivation:
             if missing:
                 raise _columns_changed(table, missing)
             shown = visible(rows, table, FOREVER)  # with versions that wait for their time
-        changes = differences(table, shown, computed, floor=tick)
+        changes = differences(table, shown, computed, known_of(table, computed, frames), floor=tick)
         return changes.with_columns(pl.lit(value=False).alias(HISTORY))
 
     def _fitting(self, table: Table, rows: pa.Table) -> pa.Table:
@@ -314,12 +363,7 @@ def _known(table: Table, inputs: Mapping[str, pl.DataFrame], t: int) -> pl.DataF
     """Return f of what is visible at ``t``, with the known-at that its rows would get in ``.known``."""
     frames = _at(table, inputs, t)
     made = evaluate(table, frames)
-    if not table.by_row:
-        return made.with_columns(declared_known_at(table).alias(_KNOWN))
-    own = frames[table.inputs[0]].select(*table.key, KNOWN_AT)
-    declared = declared_known_at(table) if table.known_at is not None else pl.lit(None, dtype=TIME)
-    made = made.join(own, on=table.key, how="left", maintain_order="left")
-    return made.with_columns(pl.max_horizontal(KNOWN_AT, declared).alias(_KNOWN)).drop(KNOWN_AT)
+    return made.with_columns(known_of(table, made, frames))
 
 
 def _difference(table: Table, then: pl.DataFrame, later: pl.DataFrame) -> str | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -75,20 +76,14 @@ def accept(
     typed, broken = conform(frame, contract)
     now = pl.lit(to_datetime(tick), dtype=TIME)
     tombstone = pl.col(source.tombstone).fill_null(value=False) if source.tombstone else pl.lit(value=False)
-    reasons = [
-        *(
-            pl.when(pl.col(name).is_null()).then(pl.lit(f"{name!r} is null, and it is part of the key"))
-            for name in source.key
-        ),
-        *(pl.when(~tombstone & failing).then(reason) for check in source.checks for failing, reason in _failing(check)),
-    ]
-    known = typed.with_columns(broken.alias(_REASON), tombstone.alias(TOMBSTONE))
     try:
-        known = known.with_columns(pl.coalesce(_REASON, *reasons).alias(_REASON))
+        reasons = judge(typed, source.checks, key=source.key, exempt=tombstone if source.tombstone else None)
     except pl.exceptions.PolarsError as error:
         raise SourceError(
             f"source {source.name!r}: its checks cannot be evaluated: {error}. Mend the checks."
         ) from error
+    reasons = reasons if broken.null_count() == len(broken) else broken.zip_with(broken.is_not_null(), reasons)
+    known = typed.with_columns(reasons.alias(_REASON), tombstone.alias(TOMBSTONE))
 
     keys: frozenset[Key] = frozenset()
     if (offset := derived_known_at(source)) is not None:
@@ -101,14 +96,16 @@ def accept(
         late = pl.col(KNOWN_AT) < now
         known = known.with_columns(pl.when(late).then(now).otherwise(pl.col(KNOWN_AT)).alias(KNOWN_AT))
 
-    good = known[_REASON].is_null()
-    rows = known.filter(good).select(
-        KNOWN_AT, TOMBSTONE, now.alias(TICK), pl.lit(history).alias(HISTORY), *contract
-    )  # fmt: skip
+    bad = known.filter(pl.col(_REASON).is_not_null()) if known[_REASON].null_count() < known.height else known.clear()
+    good = known.filter(pl.col(_REASON).is_null()) if bad.height else known
+    rows = good.select(KNOWN_AT, TOMBSTONE, now.alias(TICK), pl.lit(history).alias(HISTORY), *contract)
     if offset is not None:
         keys = frozenset(rows.select(source.key).rows())
-    reasons_given = [reason for _, reason in batch.broken] + known.filter(~good)[_REASON].to_list()
-    texts = [text for text, _ in batch.broken] + _as_json(frame.filter(~good), typed.filter(~good))
+    reasons_given = [reason for _, reason in batch.broken] + bad[_REASON].to_list()
+    texts = [text for text, _ in batch.broken]
+    if bad.height:
+        refused = known[_REASON].is_not_null()
+        texts += _as_json(frame.filter(refused), typed.filter(refused))
     quarantine = pl.DataFrame({"reason": reasons_given, "row": texts}, schema={"reason": pl.String, "row": pl.String})
     return Accepted(rows, quarantine, keys)
 
@@ -124,8 +121,41 @@ def _same_columns(source: Source, frame: pl.DataFrame, contract: Contract, file:
         )
 
 
-def _failing(check: Check) -> list[tuple[pl.Expr, pl.Expr]]:
-    """Return pairs of expressions: true where the check fails (null and false: it holds), and the reason then."""
+def judge(
+    frame: pl.DataFrame, checks: Iterable[Check], *, key: Iterable[str] = (), exempt: pl.Expr | None = None
+) -> pl.Series:
+    """Return for each row of ``frame`` the reason of the first check that it fails, or null.
+
+    ``key``: columns that must not be null, asked first. ``exempt``: rows that no check is asked of. All checks are one
+    Polars select of truth values; reasons are written for the rows that fail, and only then. Raises what Polars raises
+    when a check cannot be evaluated.
+    """
+    failing = [(pl.col(name).is_null(), pl.lit(f"{name!r} is null, and it is part of the key")) for name in key]
+    for check in checks:
+        failing += [
+            (fails if exempt is None else fails & ~exempt, reason) for fails, reason in failures(check, frame.schema)
+        ]
+    reasons = pl.Series("", [None], dtype=pl.String).new_from_index(0, frame.height)
+    if not failing or frame.is_empty():
+        return reasons
+    # with_columns, not select: a condition without columns has a value for each row, too.
+    verdicts = frame.with_columns(fails.alias(f".{place}") for place, (fails, _) in enumerate(failing))
+    open = pl.Series("", [True]).new_from_index(0, frame.height)
+    for place, (_, reason) in enumerate(failing):
+        fails = verdicts[f".{place}"]
+        if fails.any():
+            rows = (fails.fill_null(value=False) & open).arg_true()
+            texts = frame[rows].with_columns(reason.alias(_REASON))[_REASON]
+            reasons = reasons.scatter(rows, texts)
+            open &= ~fails.fill_null(value=False)
+    return reasons
+
+
+def failures(check: Check, schema: Mapping[str, pl.DataType]) -> list[tuple[pl.Expr, pl.Expr]]:
+    """Return pairs of expressions: true where the check fails (null and false: it holds), and the reason then.
+
+    ``schema``: that of the rows.
+    """
     match check:
         case NotNull(columns):
             return [(pl.col(name).is_null(), pl.lit(f"{name!r} is null")) for name in columns]
@@ -138,14 +168,26 @@ def _failing(check: Check) -> list[tuple[pl.Expr, pl.Expr]]:
         case OneOf(name, values):
             column = pl.col(name)
             allowed = ", ".join(map(str, values))
-            return [
-                (
-                    ~column.is_in(list(values)),
-                    pl.format("'{}' is {}, not one of {}", pl.lit(name), column, pl.lit(allowed)),
-                )
-            ]
+            reason = pl.format("'{}' is {}, not one of {}", pl.lit(name), column, pl.lit(allowed))
+            return [(_none_of(column, schema.get(name), values), reason)]
         case Holds(name, expression):
             return [(~expression.polars, pl.lit(f"{name} does not hold"))]
+
+
+def _none_of(column: pl.Expr, dtype: pl.DataType | None, values: Sequence[str | int | float | bool]) -> pl.Expr:
+    """Return whether ``column`` holds none of ``values``. Texts are found twice as fast as categories, and a run of
+    whole numbers five times as fast by its ends, as by looking up.
+    """
+    kinds = {type(value) for value in values}
+    if kinds == {str} and dtype == pl.String:
+        return (
+            column.is_not_null() & column.cast(pl.Enum(list(dict.fromkeys(map(str, values)))), strict=False).is_null()
+        )
+    if kinds == {int} and dtype is not None and dtype.is_integer():
+        low, high = int(min(values)), int(max(values))
+        if high - low + 1 == len(set(values)):
+            return (column < low) | (column > high)
+    return ~column.is_in(list(values))
 
 
 def _derive(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidemill.spec.check import Check
+from tidemill.spec.clean import Step, looks_back, steps_of
 from tidemill.spec.time import Offset
 
 
@@ -112,7 +113,8 @@ class Table:
     """A table derived from others by a function of Polars lazy frames; made by ``@tm.table``.
 
     ``inputs`` names the sources and tables it reads, in the order of the function's parameters. ``by_row`` is true for
-    functions that treat each input row by itself; they run on new rows only.
+    functions that treat each input row by itself; they run on new rows only. ``steps`` are those of a cleaned table;
+    its function gives its one input as it is.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Table:
     sources: tuple[Source | Table, ...] = field(repr=False)
     corrected_at: None = None
     checks: tuple[Check, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @property
     def static(self) -> bool:
@@ -171,3 +174,32 @@ def table(
         return Table(name, function, _names(key), event_time, known_at, rows, tuple(inputs))
 
     return decorate
+
+
+def clean(
+    name: str,
+    table: Source | Table,
+    steps: Iterable[Step],
+    *,
+    key: str | Iterable[str] | None = None,
+    event_time: str | None = None,
+    known_at: str | Offset | None = None,
+) -> Table:
+    """Declare the table ``name``: the rows of ``table``, cleaned by ``steps``, one after the other.
+
+    ``table`` keeps its rows as they came; what each step did is counted with each commit. Key and times are those of
+    ``table`` unless given (a time that a step reads out of text, say). Steps that look at one row alone run on new rows
+    only. Raises TypeError when one of ``steps`` is none.
+    """
+    made = steps_of(steps)
+    names = table.key if key is None else _names(key)
+    # The time at which rows of a static table came in says nothing of a past that the steps bring to light.
+    dated = table.event_time is None and table.known_at is None and (event_time, known_at) != (None, None)
+    by_row = names == table.key and not dated and not any(looks_back(step) for step in made)
+    known = known_at if known_at is not None or by_row else table.known_at
+    return Table(name, as_it_is, names, event_time or table.event_time, known, by_row, (table,), steps=made)
+
+
+def as_it_is(frame: Any) -> Any:
+    """Return ``frame``: the function of a cleaned table, whose steps do the rest."""
+    return frame
