@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from tidemill.adapters.inline_executor import InlineExecutor
 from tidemill.adapters.process_executor import ProcessExecutor
-from tidemill.base.errors import TidemillError, TrainingError
+from tidemill.adapters.thread_executor import ThreadExecutor
+from tidemill.base.errors import RequestError, TidemillError, TrainingError
 from tidemill.ports.executor import Executor, Progress
 
 TASKS = '''
@@ -42,13 +44,27 @@ def leave(payload, report):
 def abort(payload, report):
     os.abort()
 
+def mixed(payload, report):
+    """Return at once, or say who it is in a file and wait for ever."""
+    if payload["wait"]:
+        open(payload["mark"] + ".part", "w").write(str(os.getpid()))
+        os.rename(payload["mark"] + ".part", payload["mark"])
+        time.sleep(600)
+    time.sleep(payload.get("rest", 0))
+    return {}
+
+def fail_some(payload, report):
+    if payload["number"] == 3:
+        raise ValueError("three is too many")
+    return {"pid": os.getpid()}
+
 def spawn(payload, report):
     """Report, start a grandchild, and wait for ever."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     report(os.getpid(), child.pid, "waiting")
     time.sleep(600)
 '''
-NAMES = ["add", "environment", "fail", "refuse", "odd", "leave", "abort", "spawn"]
+NAMES = ["add", "environment", "fail", "refuse", "odd", "leave", "abort", "fail_some", "mixed", "spawn"]
 TABLE = {name: f"executor_tasks:{name}" for name in NAMES}
 
 
@@ -64,11 +80,13 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def processes(tmp_path: Path, modules: Path) -> ProcessExecutor:
-    return ProcessExecutor(TABLE, tmp_path / "jobs", threads=2, environment={"PYTHONPATH": str(modules)})
+    return ProcessExecutor(TABLE, tmp_path / "jobs", threads=2, workers=2, environment={"PYTHONPATH": str(modules)})
 
 
-@pytest.fixture(params=["process", "inline"])
+@pytest.fixture(params=["process", "inline", "threads"])
 def executor(request: pytest.FixtureRequest, processes: ProcessExecutor) -> Executor:
+    if request.param == "threads":
+        return ThreadExecutor(TABLE, threads=2, workers=2)
     return processes if request.param == "process" else InlineExecutor(TABLE, threads=2)
 
 
@@ -194,3 +212,74 @@ def test_the_task_dies_with_its_parent(modules: Path, tmp_path: Path) -> None:
         assert not any(_gone(pid) for pid in pids)
         parent.kill()
     _wait_until(lambda: all(_gone(pid) for pid in pids))
+
+
+def test_a_map_gives_every_result_its_place(executor: Executor) -> None:
+    with closing(executor):
+        for count in (0, 1, 7):
+            payloads = [{"a": number, "b": 1} for number in range(count)]
+            found = dict(executor.map("add", payloads))
+            assert found == {number: {"sum": number + 1, "pair": [1, 2]} for number in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ("fail", TidemillError, "Task 'fail' failed: ValueError: the label has one class"),
+        ("refuse", RequestError, "^the window is empty. Widen it.$"),
+        ("odd", TidemillError, "canonical JSON"),
+    ],
+)
+def test_the_first_failure_of_a_map_is_raised(
+    executor: Executor, task: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(executor.map(task, [{}, {}, {}]))
+    with closing(executor):
+        assert dict(executor.map("add", [{"a": 1, "b": 2}]))[0]["sum"] == 3
+
+
+def test_a_map_of_an_unknown_task_names_the_known(executor: Executor) -> None:
+    with pytest.raises(TidemillError, match=r"no task 'trian'.*add, environment"):
+        list(executor.map("trian", [{}]))
+
+
+def test_what_follows_a_failure_is_not_begun(executor: Executor) -> None:
+    done: list[tuple[int, dict[str, Any]]] = []
+    with pytest.raises(TidemillError, match="three is too many"):
+        done.extend(executor.map("fail_some", [{"number": number} for number in range(100)]))
+    assert len(done) <= 5
+
+
+def test_a_map_keeps_its_processes_until_it_is_closed(processes: ProcessExecutor, tmp_path: Path) -> None:
+    pids = {result["pid"] for _ in range(3) for _, result in processes.map("fail_some", [{"number": 0}, {"number": 1}])}
+    assert len(pids) <= 2
+    processes.close()
+    processes.close()
+    _wait_until(lambda: all(_gone(pid) for pid in pids))
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_process_of_a_map_that_dies_is_a_failure_with_a_log(processes: ProcessExecutor) -> None:
+    with pytest.raises(TidemillError, match="killed by SIGABRT") as caught:
+        list(processes.map("abort", [{}]))
+    assert "Aborted" in Path(str(caught.value).rpartition("The whole log is in ")[2]).read_text()
+
+
+def test_closing_a_map_kills_what_is_under_way(processes: ProcessExecutor, tmp_path: Path) -> None:
+    results = processes.map("mixed", [{"wait": False}, {"wait": True, "mark": str(tmp_path / "mark")}])
+    next(results)
+    _wait_until((tmp_path / "mark").exists)
+    pid = int((tmp_path / "mark").read_text())
+    results.close()
+    _wait_until(lambda: _gone(pid))
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_job_in_a_thread_can_be_given_up(modules: Path) -> None:
+    executor = ThreadExecutor(TABLE, threads=1, workers=1)
+    job = executor.submit("mixed", {"wait": False, "rest": 0.2})
+    job.cancel()
+    assert job.finished()
+    with pytest.raises(TrainingError, match="cancelled"):
+        job.result()

@@ -103,7 +103,7 @@ class FileReader:
         is_csv = _TEXT[path.suffix] == "csv"
         with path.open("rb") as file:
             self._decodes(name, file, read, stat.st_size)
-            header, body = _header(name, file) if is_csv else (None, _after_bom(file))
+            header, body = read_header(name, file) if is_csv else (None, after_bom(file))
             if is_csv and header is None:
                 return  # not even the header line is complete
             offset = max(read, body)
@@ -118,7 +118,7 @@ class FileReader:
                 file.seek(offset)
                 block = file.read(min(self._block, stat.st_size - offset))
                 at_end = offset + len(block) == stat.st_size
-                length = len(block) if at_end and complete else _complete(block, quotes=is_csv)
+                length = len(block) if at_end and complete else whole_lines(block, quotes=is_csv)
                 if not length:
                     if not at_end:
                         raise SourceError(
@@ -133,9 +133,9 @@ class FileReader:
     def _parse(self, name: str, block: bytes, header: list[str] | None, state: dict[str, list[Any]]) -> Batch:
         cursor = canonical(state).decode()
         if header is None:
-            rows, broken = _json_lines(block)
+            rows, broken = json_lines(block)
             return Batch(columns_of(rows) if rows else pa.table({}), cursor, tuple(broken))
-        table, broken = _csv_rows(name, block, header)
+        table, broken = csv_rows(name, block, header)
         return Batch(table, cursor, tuple(broken), file=name, typed=False)
 
     def _decodes(self, name: str, file: Any, start: int, end: int) -> None:
@@ -218,14 +218,15 @@ def _check(path: Path, length: int) -> str:
         return digest(head + file.read(min(_EDGE, length)))[:8]
 
 
-def _after_bom(file: Any) -> int:
+def after_bom(file: Any) -> int:
+    """Return the offset at which the text of an open file begins."""
     file.seek(0)
     return len(_BOM) if file.read(len(_BOM)) == _BOM else 0
 
 
-def _header(name: str, file: Any) -> tuple[list[str] | None, int]:
+def read_header(name: str, file: Any) -> tuple[list[str] | None, int]:
     """Return the column names of a CSV file and the offset after them; None while the line is not complete."""
-    file.seek(_after_bom(file))
+    file.seek(after_bom(file))
     line = file.readline()
     if not line.endswith(b"\n"):
         return None, 0
@@ -237,7 +238,7 @@ def _header(name: str, file: Any) -> tuple[list[str] | None, int]:
     return names, file.tell()
 
 
-def _complete(block: bytes, *, quotes: bool) -> int:
+def whole_lines(block: bytes, *, quotes: bool) -> int:
     """Return the length of the complete records in ``block``; with ``quotes``, line ends within them do not count."""
     length = block.rfind(b"\n") + 1
     if not quotes or b'"' not in block:
@@ -251,7 +252,8 @@ def _complete(block: bytes, *, quotes: bool) -> int:
     return length
 
 
-def _csv_rows(name: str, block: bytes, header: list[str]) -> tuple[pa.Table, list[tuple[str, str]]]:
+def csv_rows(name: str, block: bytes, header: list[str]) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """Return whole lines of CSV as rows of text, and those with the wrong number of fields as (line, reason)."""
     broken: list[tuple[str, str]] = []
 
     def refuse(row: Any) -> str:
@@ -275,7 +277,8 @@ def _csv_rows(name: str, block: bytes, header: list[str]) -> tuple[pa.Table, lis
     return table, broken
 
 
-def _json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+def json_lines(block: bytes) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Return whole lines of JSON as rows, and those that are no objects as (line, reason)."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     rows, broken = [], []
     for line in block.split(b"\n"):

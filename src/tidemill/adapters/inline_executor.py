@@ -1,15 +1,16 @@
-"""Work in this process, before ``submit`` returns: for backtests and tests."""
+"""Work in this process, before ``submit`` returns: for backtests, and for partitions within a training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import threadpoolctl
 
 from tidemill.adapters.process_child import describe, find
-from tidemill.base.errors import TidemillError, TrainingError
+from tidemill.adapters.thread_executor import call, task_named
+from tidemill.base.errors import TrainingError
 from tidemill.base.hashing import canonical
 from tidemill.ports.executor import Progress
 
@@ -26,12 +27,8 @@ class InlineExecutor:
 
     def submit(self, task: str, payload: dict[str, Any]) -> InlineJob:
         """Run ``task`` to its end. Raises TidemillError when there is no such task."""
-        if task not in self._tasks:
-            raise TidemillError(f"There is no task {task!r}. The tasks are: {', '.join(sorted(self._tasks))}.")
+        function = self._found(task)
         job = InlineJob(task)
-        # Found first: only libraries that are already loaded can be held to their number of threads.
-        named = self._tasks[task]
-        function = find(named) if isinstance(named, str) else named
         with threadpoolctl.threadpool_limits(self._threads):
             try:
                 answer = canonical(dict(function(json.loads(canonical(payload)), job.report)))
@@ -41,6 +38,22 @@ class InlineExecutor:
             else:
                 job.outcome = json.loads(answer)
         return job
+
+    def map(self, task: str, payloads: Sequence[dict[str, Any]]) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """Run ``task`` on each of ``payloads``, one after the other, each when the one before has been taken."""
+        function = self._found(task)
+        for place, payload in enumerate(payloads):
+            with threadpoolctl.threadpool_limits(self._threads):
+                result = call(task, function, payload)
+            yield place, result
+
+    def close(self) -> None:
+        """Do nothing: nothing is kept."""
+
+    def _found(self, task: str) -> Callable[..., Any]:
+        # Found before the threads are limited: only libraries that are already loaded can be held to their number.
+        named = task_named(task, self._tasks)
+        return find(named) if isinstance(named, str) else named
 
 
 class InlineJob:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -44,6 +44,11 @@ def asked_at(model: Model) -> pl.Expr:
     return pl.col(when).cast(TIME)
 
 
+def in_order(model: Model) -> list[str]:
+    """Return the columns by which examples are sorted: (asked at, key), and sequence where keys have nulls."""
+    return [ASKED_AT, *model.examples.key, SEQ]
+
+
 def examples(model: Model, rows: pl.DataFrame, now: int) -> tuple[pl.DataFrame, dict[str, int]]:
     """Return the examples known before ``now`` (microseconds), and how many keys have none, as "no_example".
 
@@ -68,7 +73,7 @@ def examples(model: Model, rows: pl.DataFrame, now: int) -> tuple[pl.DataFrame, 
         (pl.col("_place_of_tombstone") > pl.col("_place"))
         & (pl.lit(always) | (pl.col(f"{KNOWN_AT}_of_tombstone") < pl.col(ASKED_AT)))
     )
-    found = newest.join(withdrawn, on="_place", how="anti").drop("_place", LONE).sort(ASKED_AT, *table.key)
+    found = newest.join(withdrawn, on="_place", how="anti").drop("_place", LONE).sort(in_order(model))
     return found, {"no_example": ordered.select(identity).n_unique() - found.height}
 
 
@@ -144,31 +149,56 @@ def labels(
     return examples.with_columns(outcome.get_columns())
 
 
+def mature(
+    model: Model,
+    example_rows: pl.DataFrame,
+    label_rows: pl.DataFrame,
+    now: int,
+    window: int | None,
+    feedback: pl.DataFrame | None = None,
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Return the mature examples with a label, and how many were left out (see ``TrainingSet``).
+
+    Columns: those of ``examples`` and ``_label``; in its order. ``window`` (microseconds) keeps examples asked at
+    ``now - window`` or later. ``feedback`` as for ``labels``.
+    """
+    found, counts = examples(model, example_rows, now)
+    recent = found if window is None else found.filter(pl.col(ASKED_AT) >= pl.lit(now - window, dtype=TIME))
+    counts["outside_window"] = found.height - recent.height
+    judged = labels(model, recent, label_rows, now, feedback)
+    for reason, status in (("immature", "immature"), ("no_label", "none"), ("null_label", "null")):
+        counts[reason] = judged.filter(pl.col(STATUS) == status).height
+    return judged.filter(pl.col(STATUS) == "ok").drop(STATUS), counts
+
+
+def own_columns(model: Model, columns: Iterable[str]) -> list[str]:
+    """Return what a training set keeps of its examples beside the features; ``columns``: those of the examples."""
+    there = set(columns)
+    return list(dict.fromkeys((*model.examples.key, *(name for name in model.slices if name in there), ASKED_AT)))
+
+
+def complete(rows: pl.DataFrame, columns: pl.DataFrame, own: Iterable[str]) -> pl.DataFrame:
+    """Return the frame of a training set: ``own`` columns of its examples, their features, and ``_label``.
+
+    A key column or slice that is a feature, too, is there once.
+    """
+    return rows.select(own).with_columns(columns.get_columns()).with_columns(rows[LABEL])
+
+
 def training_set(model: Model, tables: Mapping[str, pl.DataFrame], now: int, window: int | None = None) -> TrainingSet:
     """Return what ``model`` may learn from at ``now``: mature examples with a label, and their features.
 
     ``tables``: all versions of the tables that the model reads, by name, and of the ledger's if there is feedback.
-    ``window`` (microseconds) keeps examples asked
-    at ``now - window`` or later. No example is left out because a feature is missing. Raises NotFoundError when a table
-    is missing.
+    ``window`` (microseconds) keeps examples asked at ``now - window`` or later. No example is left out because a
+    feature is missing. Raises NotFoundError when a table is missing.
     """
     for table in (model.examples, model.label.table):
         if table.name not in tables:
             raise NotFoundError(f"model {model.name!r} reads table {table.name!r}, which was not given")
-    found, counts = examples(model, tables[model.examples.name], now)
-    recent = found if window is None else found.filter(pl.col(ASKED_AT) >= pl.lit(now - window, dtype=TIME))
-    counts["outside_window"] = found.height - recent.height
+    own = tables[model.examples.name]
     feedback = None
     if FEEDBACK in tables and PREDICTIONS in tables:
-        feedback = feedback_by_key(tables[FEEDBACK], tables[PREDICTIONS], model, found.schema)
-    judged = labels(model, recent, tables[model.label.table.name], now, feedback)
-    for reason, status in (("immature", "immature"), ("no_label", "none"), ("null_label", "null")):
-        counts[reason] = judged.filter(pl.col(STATUS) == status).height
-    rows = judged.filter(pl.col(STATUS) == "ok")
-    asked = rows[ASKED_AT].to_physical().to_numpy()
-    columns = features(model, tables, rows, asked)
-    # A key column or slice that is a feature, too, is there once.
-    slices = [name for name in model.slices if name in rows.columns]
-    own = rows.select(*dict.fromkeys((*model.examples.key, *slices, ASKED_AT)))
-    frame = own.with_columns(columns.get_columns()).with_columns(rows[LABEL])
-    return TrainingSet(frame, counts)
+        feedback = feedback_by_key(tables[FEEDBACK], tables[PREDICTIONS], model, own.schema)
+    rows, counts = mature(model, own, tables[model.label.table.name], now, window, feedback)
+    columns = features(model, tables, rows, rows[ASKED_AT].to_physical().to_numpy())
+    return TrainingSet(complete(rows, columns, own_columns(model, own.columns)), counts)

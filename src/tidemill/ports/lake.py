@@ -71,9 +71,17 @@ class Lake(Protocol):
         ...
 
     def scan(
-        self, table: str, *, version: int | None = None, columns: Sequence[str] | None = None, since: int = 0
+        self,
+        table: str,
+        *,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        since: int = 0,
+        limit: int | None = None,
     ) -> pa.Table:
         """Return the rows with ``_seq >= since`` in order of ``_seq``, at ``version`` or the newest.
+
+        ``limit``: at most so many of them; other rows are not read.
 
         Raises NotFoundError when the table or the version does not exist.
         """
