@@ -99,9 +99,9 @@ def test_a_syntax_error_is_at_its_line(write: Write) -> None:
 
 
 def test_a_missing_library_comes_with_its_pip_command(write: Write) -> None:
-    found = fault(write("import yaml.nothing\n"))
+    found = fault(write("import cv2.nothing\n"))
     assert found.where == "system.py:11"
-    assert found == Fault("system.py:11", "no module named 'yaml'.", "Run: pip install PyYAML")
+    assert found == Fault("system.py:11", "no module named 'cv2'.", "Run: pip install opencv-python-headless")
     assert fault(write("from polars import nothing_like_it\n")).what.startswith("ImportError: cannot import name")
 
 

@@ -53,6 +53,14 @@ class EstimatorFiles:
         """Return the estimator. Raises ArtefactError when it is missing, damaged, unsigned or of other libraries."""
         return load_estimator(self._artefacts.get(reference), self._key)
 
+    def save_form(self, content: bytes) -> str:
+        """Store a compiled form beside its estimator. It holds no code, so its digest is all that guards it."""
+        return self._artefacts.put(content)
+
+    def load_form(self, reference: str) -> bytes:
+        """Return a compiled form. Raises ArtefactError when it is missing or damaged."""
+        return self._artefacts.get(reference)
+
 
 def dump_estimator(estimator: Any, key: Key, *, sample: Any = None) -> tuple[Format, bytes]:
     """Return the format chosen and the signed artefact.

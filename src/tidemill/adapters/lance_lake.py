@@ -127,13 +127,19 @@ class LanceLake:
             return commit
 
     def scan(
-        self, table: str, *, version: int | None = None, columns: Sequence[str] | None = None, since: int = 0
+        self,
+        table: str,
+        *,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        since: int = 0,
+        limit: int | None = None,
     ) -> pa.Table:
         """Return the rows with ``_seq >= since`` in order of ``_seq``, at ``version`` or the newest."""
         dataset = self._found(table) if version is None else self._at(table, version)
         names = check_columns(table, dataset.schema, columns)
         # Rows are numbered from 0 without gaps and neither append nor compaction reorders them: `since` is an offset.
-        return dataset.scanner(columns=names, offset=max(since, 0), scan_in_order=True).to_table()
+        return dataset.scanner(columns=names, offset=max(since, 0), limit=limit, scan_in_order=True).to_table()
 
     def schema(self, table: str) -> pa.Schema:
         """Return the schema of ``table``. Raises NotFoundError when there is none."""

@@ -113,7 +113,13 @@ class MemoryLake:
             return commit
 
     def scan(
-        self, table: str, *, version: int | None = None, columns: Sequence[str] | None = None, since: int = 0
+        self,
+        table: str,
+        *,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        since: int = 0,
+        limit: int | None = None,
     ) -> pa.Table:
         """Return the rows with ``_seq >= since`` in order of ``_seq``, at ``version`` or the newest."""
         with self._lock:
@@ -127,7 +133,8 @@ class MemoryLake:
             parts.append(chunk.slice(max(chunk.num_rows - left, 0)))
             left -= chunk.num_rows
         names = check_columns(table, empty.schema, columns)
-        return pa.concat_tables([part.select(names) for part in (empty, *reversed(parts))])
+        rows = pa.concat_tables([part.select(names) for part in (empty, *reversed(parts))])
+        return rows if limit is None else rows.slice(0, limit)
 
     def schema(self, table: str) -> pa.Schema:
         """Return the schema of ``table``. Raises NotFoundError when there is none."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from tidemill.adapters.deferred import deferred
 from tidemill.base.errors import DeclarationError, Fault
 from tidemill.base.schema import nearest
 from tidemill.spec.system import System
@@ -21,6 +22,15 @@ _PIP_NAMES = {
     "bs4": "beautifulsoup4", "dateutil": "python-dateutil", "xgboost": "xgboost-cpu", "lance": "pylance",
     "skimage": "scikit-image",
 }  # fmt: skip
+
+
+def load_for_serving(path: Path) -> System:
+    """Return the System as ``load_system`` does, without the libraries of its estimators where they can wait."""
+    try:
+        with deferred():
+            return load_system(path)
+    except DeclarationError:
+        return load_system(path)  # the file does more with them than declare
 
 
 def load_system(path: Path) -> System:

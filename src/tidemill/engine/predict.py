@@ -18,24 +18,56 @@ from tidemill.base.hashing import fingerprint
 from tidemill.engine.encode import Encoding
 
 
+class Runner(Protocol):
+    """Another form of a fitted estimator that gives its predictions: compiled, or run by ONNX Runtime."""
+
+    def batch(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
+        """Return predictions, float64 (rows, outputs), for the encoding's columns of ``features``."""
+        ...
+
+    def row(self, values: Sequence[Any]) -> float | list[float]:
+        """Return the prediction for one row of the encoding's columns, in their order: the same bits as ``batch``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A fitted estimator with the encoding of its input."""
+    """A fitted estimator with the encoding of its input, or another form of it (``runner``), which then answers.
+
+    With a runner, ``estimator`` may be None: what is served needs none of its libraries.
+    """
 
     encoding: Encoding
     estimator: Any
+    runner: Runner | None = None
 
     def predict(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
         """Return one float64 a row for ``features`` (columns of the model, any number of rows).
 
         The probability of the second of two classes, the value of a regression, or for more classes an array (rows,
-        classes) of probabilities.
+        classes) of probabilities. Raises ValueError when the estimator does not take the values.
         """
+        if self.runner is not None:
+            predicted = self.runner.batch(features)
+            return predicted if predicted.shape[1] > 1 else predicted[:, 0]
         frame = self.encoding.frame(features)
         if not self.encoding.classes:
             return np.asarray(self.estimator.predict(frame), dtype=np.float64)
         probabilities = np.asarray(self.estimator.predict_proba(frame), dtype=np.float64)
         return probabilities[:, 1] if len(self.encoding.classes) == 2 else probabilities
+
+    def row(self, values: Sequence[Any]) -> float | list[float]:
+        """Return the prediction for one row: a list of the values of ``encoding.columns``, in their order.
+
+        Values are float, int, bool or None, and str or None where the encoding has categories. The same bits as
+        ``predict`` gives where there is a runner. Raises ValueError as ``predict``.
+        """
+        if self.runner is not None:
+            return self.runner.row(values)
+        schema = {name: pl.String if name in self.encoding.categories else pl.Float64 for name in self.encoding.columns}
+        made = self.predict(pl.DataFrame([list(values)], schema=schema, orient="row", strict=False))[0].tolist()
+        predicted: float | list[float] = made
+        return predicted
 
 
 class Features(Protocol):

@@ -11,6 +11,7 @@ import copy
 import warnings as python_warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from tidemill.base.hashing import seed
 from tidemill.engine import baseline, gate, leak
 from tidemill.engine.encode import Encoding, learn
 from tidemill.engine.example import ASKED_AT, LABEL, TrainingSet, training_set
+from tidemill.engine.form import Forms, choose, restore
 from tidemill.engine.gate import Case, Verdict
 from tidemill.engine.interval import Interval, interval
 from tidemill.engine.metric import Floats
 from tidemill.engine.predict import Predictor
 from tidemill.engine.profile import Profile
+from tidemill.engine.prove import Proof, prove
 from tidemill.engine.split import DataWarning, doubts, folds, times
 from tidemill.ports.executor import Progress
+from tidemill.ports.models import Models
 from tidemill.spec.model import Model
 
 Report = Callable[[Progress], None]
@@ -64,11 +68,17 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A fitted predictor, the profile of what it was fitted on, and how it was judged (plain data for the journal)."""
+    """A fitted predictor, the profile of what it was fitted on, and how it was judged (plain data for the journal).
+
+    ``stored``: the reference under which the estimator was kept; None when it was not. ``served``: the form in which it
+    is served and why, as plain data (see ``compiled.Served``).
+    """
 
     predictor: Predictor
     profile: Profile
     judged: dict[str, Any]
+    stored: str | None = None
+    served: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +91,29 @@ class _Tested:
 
 
 def train(
-    model: Model, tables: Mapping[str, pl.DataFrame], order: Order, rival: Rival | None, report: Report
+    model: Model,
+    tables: Mapping[str, pl.DataFrame],
+    order: Order,
+    rival: Rival | None,
+    report: Report,
+    models: Models | None = None,
+    forms: Forms | None = None,
+    made: TrainingSet | None = None,
 ) -> Trained:
     """Carry out ``order`` on ``tables`` (all versions of each, by name). Raises TrainingError saying what is missing.
+
+    The estimator is stored in ``models``, and what is loaded back from there is part of the proof (see ``prove``); a
+    candidate that fails it is refused, whatever the gate says. With ``forms`` it is served, and proved, in the form
+    that ``compiled.choose`` picks.
+
+    ``made`` is the training set where it has been built already; ``tables`` are then not read.
 
     The same order on the same rows gives the same result: seeds come from its fingerprint, rows are sorted by (asked
     at, key), and no figure depends on the number of threads.
     """
-    report(Progress(0, 1, "building the training set"))
-    made = training_set(model, tables, order.as_of, order.window)
+    if made is None:
+        report(Progress(0, 1, "building the training set"))
+        made = training_set(model, tables, order.as_of, order.window)
     frame = made.frame
     if frame.is_empty():
         raise TrainingError(f"model {model.name!r}: no mature example with a label. {_left_out(made)}")
@@ -102,7 +126,7 @@ def train(
         window=order.window,
     )
     parts = tuple(part for part in parts if len(part.train) >= 2)
-    total = len(parts) + 2
+    total = len(parts) + 3
     report(Progress(1, total, f"{frame.height:,} rows"))
     encoding = learn(frame.select(model.columns), frame[LABEL], classify=model.task == "classification")
     truth = encoding.truth(frame[LABEL])
@@ -111,8 +135,17 @@ def train(
     for number, part in enumerate(parts, 1):
         report(Progress(number, total, f"judging block {number} of {len(parts)}: {len(part.train):,} rows"))
         tested.append(_test(model, frame, encoding, truth, part.train, part.test, order.training))
-    report(Progress(total - 1, total, f"fitting on all {frame.height:,} rows"))
+    report(Progress(total - 2, total, f"fitting on all {frame.height:,} rows"))
     predictor = Predictor(encoding, _fit(model, encoding, frame, truth, order.training))
+    report(Progress(total - 1, total, "proving that it answers alike however it is asked"))
+    stored = load = served = None
+    if models is not None:
+        stored = models.save(predictor.estimator)
+        if forms is not None:
+            chosen = choose(predictor, frame.select(encoding.columns), forms, tolerance=model.tolerance)
+            predictor, served = chosen.predictor, chosen.store(models)
+        load = partial(restore, encoding, stored, served, load=models.load, form=models.load_form, forms=forms)
+    proof = prove(predictor, frame, model.examples.key, order.training, load)
     pooled = _pool(tested)
     judged = {
         "rows": frame.height,
@@ -121,14 +154,23 @@ def train(
         "left_out": made.counts,
         "dropped": list(encoding.dropped),
         "warnings": [each.as_json() for each in found],
+        "proof": proof.as_json(),
         **_judge(model, frame, truth, order, rival, pooled),
     }
+    judged["verdict"] = _proved(judged["verdict"], proof)
     profile = Profile.of(frame.select(encoding.columns))
     if pooled is not None:
         # Predictions of rows by models that had not learned from them, as live ones are.
         predicted = Profile.of(pl.DataFrame(), pooled.candidate)
         profile = Profile(profile.rows, {**profile.features, **predicted.features})
-    return Trained(predictor, profile, judged)
+    return Trained(predictor, profile, judged, stored, served)
+
+
+def _proved(verdict: dict[str, Any], proof: Proof) -> dict[str, Any]:
+    """Return the gate's ``verdict``, or a refusal that begins with what the proof found."""
+    if not proof.failures:
+        return verdict
+    return {**verdict, "outcome": "refuse", "reasons": [*proof.failures, *verdict["reasons"]]}
 
 
 def fit(model: Model, tables: Mapping[str, pl.DataFrame], as_of: int, *, seed_text: str = "") -> Predictor:
