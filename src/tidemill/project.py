@@ -6,7 +6,10 @@ Adapters are loaded when they are first used, so a server never loads the lake's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,22 +20,33 @@ import polars as pl
 
 from tidemill.adapters import adapter
 from tidemill.adapters.signing import open_key
-from tidemill.adapters.system_file import load_system
+from tidemill.adapters.system_file import load_for_serving, load_system
+from tidemill.adapters.work_folder import resumable, sweep
 from tidemill.base.clock import parse_time
 from tidemill.base.errors import NotFoundError
+from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import SEQ, SYSTEM_COLUMNS, nearest
 from tidemill.engine import ledger
+from tidemill.engine.answered import answered
+from tidemill.engine.batch import moments
+from tidemill.engine.build import Partitions, Plan, build
 from tidemill.engine.encode import Encoding
-from tidemill.engine.example import TrainingSet, asked_at, training_set
+from tidemill.engine.example import TrainingSet, training_set
+from tidemill.engine.explain import libraries
 from tidemill.engine.feature import features
-from tidemill.engine.fingerprint import origins
+from tidemill.engine.fingerprint import origins, recipe_fingerprint
+from tidemill.engine.form import Forms, restore
+from tidemill.engine.live import jsonable
 from tidemill.engine.mill import Mill, Ports, tables_of
+from tidemill.engine.partition import needs
 from tidemill.engine.predict import Predictor
+from tidemill.engine.route import SHADOW
 from tidemill.engine.state import State, Version, fold
 from tidemill.engine.table import visible
+from tidemill.engine.tally import report
 from tidemill.engine.train import Order, Report, Rival, train
 from tidemill.ports.artefacts import Artefacts
-from tidemill.ports.executor import Executor, Job
+from tidemill.ports.executor import Executor, Job, Progress
 from tidemill.ports.journal import Journal
 from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.log import Log
@@ -46,7 +60,14 @@ from tidemill.spec.system import System
 #: Threads of a training: OpenMP spins when it shares cores with a server, and one thread leaves them room.
 TRAINING_THREADS = 1
 
-_TASKS = {"train": "tidemill.loop.training:run"}
+#: The forms in which estimators are served.
+FORMS = Forms(lambda: adapter("compiler", "all")(), lambda: adapter("converter", "onnx")())
+
+#: Partitions that are worked on at the same time, where a machine has the cores: each takes its share of memory.
+MOST_WORKERS = 4
+
+_EXAMPLE_ROWS = 1000  # of the newest: one of them becomes the example of a request
+_TASKS = {"train": "tidemill.loop.training:run", "partition": "tidemill.loop.partition:run"}
 
 
 class Workspace:
@@ -97,14 +118,20 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trainer:
-    """Adds to each training where the project lies."""
+class _Placed:
+    """Adds to each payload where things lie: the project, and the pieces of the work."""
 
     inner: Executor
-    path: Path
+    where: dict[str, str]
 
     def submit(self, task: str, payload: dict[str, Any]) -> Job:
-        return self.inner.submit(task, {**payload, "project": str(self.path)})
+        return self.inner.submit(task, {**payload, **self.where})
+
+    def map(self, task: str, payloads: Sequence[dict[str, Any]]) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        return self.inner.map(task, [{**payload, **self.where} for payload in payloads])
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 class Project:
@@ -158,11 +185,70 @@ class Project:
         frame = visible(self.rows(name, version=version), declared, self._moment(as_of))
         return frame.drop(SYSTEM_COLUMNS)
 
-    def training_set(self, model: str, *, as_of: str | int | None = None) -> TrainingSet:
-        """Return what ``model`` may learn from at ``as_of`` (an ISO time or microseconds; None is now)."""
+    def cleaning(self, name: str) -> pl.DataFrame:
+        """Return what each cleaning step did to the rows that came of it in table ``name``, in order; none: no rows.
+
+        Columns: ``step``, ``rows`` (seen), rows ``dropped``, values ``filled``, ``changed``, ``emptied``, rows
+        ``flagged``; of joins, rows ``matched``. See docs/clean.md.
+        """
+        self.declared_table(name)
+        bodies = (entry.body for entry in self.workspace.journal.read() if entry.kind == "commit")
+        return pl.DataFrame(report(bodies).get(name, []), infer_schema_length=None)
+
+    def training_set(
+        self, model: str, *, as_of: str | int | None = None, workers: int | None = None, report: Report | None = None
+    ) -> TrainingSet:
+        """Return what ``model`` may learn from at ``as_of`` (an ISO time or microseconds; None is now).
+
+        Of large tables it is built partition by partition in ``workers`` threads (None: as many as there are cores, at
+        most four); one that was interrupted goes on where it was. ``report`` is told how far that is; None says so on
+        a terminal.
+        """
         declared = self.declared_model(model)
-        frames = {name: self.rows_so_far(name) for name in tables_of(declared)}
-        return training_set(declared, frames, self._moment(as_of), self.system.policy.window)
+        heads = {name: self.workspace.lake.head(name) for name in tables_of(declared)}
+        rows = {name: head.next_seq if head else 0 for name, head in heads.items()}
+        moment, window = self._moment(as_of), self.system.policy.window
+        plan = self.plan(declared, rows)
+        if plan.large:
+            return self.build(declared, plan, moment, window, {}, report or say, workers=workers or cores())
+        frames = {name: self.rows_so_far(name, before=number) for name, number in rows.items()}
+        return training_set(declared, frames, moment, window)
+
+    def predictions(
+        self,
+        model: str,
+        *,
+        since: str | int | None = None,
+        until: str | int | None = None,
+        versions: Collection[int] = (),
+        routes: Collection[str] = (),
+    ) -> pl.DataFrame:
+        """Return the logged predictions of ``model`` asked in [since, until), with features, routes and labels.
+
+        Times are ISO or microseconds. ``versions`` and ``routes`` keep only those; without routes, what shadows said is
+        left out. The columns are those of ``engine.answered``; labels are as known now. Rows in order of asking.
+        """
+        declared, lake = self.declared_model(model), self.workspace.lake
+        there = set(lake.tables()) if self.workspace.exists else set()
+        if declared.examples.name not in there:
+            raise NotFoundError(f"model {model!r}: table {declared.examples.name!r} has no rows yet.")
+        types = pl.DataFrame(lake.schema(declared.examples.name).empty_table()).schema
+        logged = pl.DataFrame(schema=ledger.PREDICTION_SCHEMA)
+        if ledger.PREDICTIONS in there:
+            wanted = pl.col("model") == model
+            wanted &= pl.col("route").is_in(list(routes)) if routes else pl.col("route") != SHADOW
+            if versions:
+                wanted &= pl.col("version").is_in(list(versions))
+            if since is not None:
+                wanted &= pl.col("asked").dt.epoch("us") >= self._moment(since)
+            if until is not None:
+                wanted &= pl.col("asked").dt.epoch("us") < self._moment(until)
+            logged = self.rows(ledger.PREDICTIONS).filter(wanted).sort("asked", SEQ)
+        label, feedback = declared.label.table.name, None
+        if ledger.FEEDBACK in there:
+            feedback = ledger.feedback_by_key(self.rows(ledger.FEEDBACK), logged, declared, types)
+        known = self.rows(label) if label in there else None
+        return answered(declared, types, logged, known, self.now(), feedback)
 
     def model(self, reference: str) -> FittedModel:
         """Return a fitted model: ``"name@champion"``, ``"name@v2"``, or ``"name"`` for the champion.
@@ -184,6 +270,58 @@ class Project:
             return self.now()
         return parse_time(as_of) if isinstance(as_of, str) else as_of
 
+    # Work in partitions -----------------------------------------------------------------------------------------------
+
+    def plan(self, model: Model, rows: Mapping[str, int]) -> Plan:
+        """Plan how a training set is built from the first ``rows`` of each table."""
+        schemas = {name: self.workspace.lake.schema(name) for name, number in rows.items() if number}
+        together = (model.examples.name, model.label.table.name)
+        return Plan.of(needs(model, schemas, rows, learning=True), together=together)
+
+    def build(
+        self,
+        model: Model,
+        plan: Plan,
+        as_of: int,
+        window: int | None,
+        heard: Mapping[str, int],
+        report: Report,
+        *,
+        executor: str = "threads",
+        workers: int = 1,
+    ) -> TrainingSet:
+        """Build a training set by ``plan``; ``heard``: rows of the ledger's tables that hold feedback.
+
+        ``executor``: "inline", "threads" or "processes". Raises WorkspaceError while another process builds this one.
+        """
+        recipe = recipe_fingerprint(model, self.system.policy)
+        made = fingerprint("training set", recipe, as_of, window, dict(heard), plan.as_data(), pl.__version__)
+        with resumable(self.workspace.root / "work" / f"build-{made[:16]}") as folder:
+            scratch = adapter("scratch", "files")(folder)
+            scratch.put("run", [pl.DataFrame().to_arrow()], {"model": model.name, "plan": plan.as_data()})
+            partitions = Partitions(model, self.workspace.lake, scratch, plan)
+            with closing(self.executor(executor, folder, partitions.run, workers)) as runs:
+                return build(partitions, runs, as_of, window, report, heard)
+
+    def executor(
+        self, kind: str, folder: Path, run: Callable[[Mapping[str, Any]], dict[str, Any]], workers: int
+    ) -> Executor:
+        """Return what carries out the steps of the work in ``folder``: "inline", "threads" or "processes".
+
+        In this process they are done by ``run``; another makes that anew from the piece "run".
+        """
+        made: Executor
+        if kind == "processes":
+            work = self.workspace.root / "work"
+            inner = adapter("executor", "process")(_TASKS, work, threads=TRAINING_THREADS, workers=workers)
+            return _Placed(inner, {"project": str(self.path), "folder": str(folder)})
+        tasks = {"partition": lambda payload, _: run(payload)}
+        if kind == "threads":
+            made = adapter("executor", "threads")(tasks, threads=1, workers=workers)
+        else:
+            made = adapter("executor", "inline")(tasks, threads=TRAINING_THREADS)
+        return made
+
     # What the server, the worker and the trainings are made of --------------------------------------------------------
 
     def load_predictor(self, model: str, training: str) -> Predictor:
@@ -191,7 +329,15 @@ class Project:
         step = self.workspace.journal.step(training)
         if step is None:
             raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
-        return Predictor(Encoding.from_json(step["encoding"]), self.workspace.models.load(step["estimator"]))
+        encoding, served = Encoding.from_json(step["encoding"]), step.get("served")
+        return restore(
+            encoding,
+            step["estimator"],
+            served,
+            load=lambda reference: self.workspace.models.load(reference),  # whose libraries a compiled form needs not
+            form=self.workspace.artefacts.get,
+            forms=FORMS,
+        )
 
     def request_schema(self, model: str) -> dict[str, pl.DataType]:
         """Return the types of the columns that a request to ``model`` brings.
@@ -204,6 +350,12 @@ class Project:
             raise NotFoundError(f"model {model!r}: the champion's training is not in this workspace.")
         types: dict[str, str] = step["request"]
         return {name: dtype_from_text(types[name]) for name in declared.request_columns}
+
+    def request_example(self, model: str) -> dict[str, Any] | None:
+        """Return a request row that the champion of ``model`` was trained on, as JSON takes it; None when not known."""
+        known = self.state().model(model)
+        step = self.workspace.journal.step(known.resolve("champion").training) if known.versions else None
+        return None if step is None else step.get("example")
 
     def readers(self) -> dict[str, Reader]:
         """Return a reader for every source."""
@@ -237,14 +389,15 @@ class Project:
         return None
 
     def mill(self, fence: Fence) -> Mill:
-        """Return the mill over this workspace, for the holder of the lease."""
+        """Return the mill over this workspace, for the holder of the lease; what killed work left behind is swept."""
         workspace = self.workspace
+        sweep(workspace.root / "work")
         executor = adapter("executor", "process")(_TASKS, workspace.root / "work", threads=TRAINING_THREADS)
         ports = Ports(
             lake=workspace.lake,
             journal=workspace.journal,
             online=workspace.online,
-            executor=_Trainer(executor, self.path),
+            executor=_Placed(executor, {"project": str(self.path)}),
             readers=self.readers(),
             logs={name: workspace.log(name) for name in ledger.RESERVED_TABLES},
             pushed={
@@ -258,28 +411,58 @@ class Project:
     def carry_out(self, order: Order, report: Report) -> dict[str, Any]:
         """Carry out a training and return its result as plain data: the estimator stored, judged, profiled."""
         model = self.declared_model(order.model)
-        frames = {name: self.rows_so_far(name, before=number) for name, number in order.next_seq.items()}
+        plan = self.plan(model, {name: order.next_seq[name] for name in tables_of(model)})
+        made: TrainingSet | None = None
+        if plan.large:
+            heard = {name: number for name, number in order.next_seq.items() if name in ledger.RESERVED_TABLES}
+            made = self.build(model, plan, order.as_of, order.window, heard, report, executor="inline")
+            newest = max(order.next_seq[model.examples.name] - _EXAMPLE_ROWS, 0)
+            rows = self.workspace.lake.scan(model.examples.name, since=newest, limit=_EXAMPLE_ROWS)
+            frames = {model.examples.name: pl.DataFrame(rows)}
+        else:
+            frames = {name: self.rows_so_far(name, before=number) for name, number in order.next_seq.items()}
         rival = None
         if order.rival is not None:
             version = next(each for each in self.state().model(model.name).versions if each.training == order.rival)
             rival = Rival(self.load_predictor(model.name, order.rival), version.as_of)
-        return carry_out(model, order, frames, rival, report, self.workspace.models)
+        return carry_out(model, order, frames, rival, report, self.workspace.models, made)
 
 
 def carry_out(
-    model: Model, order: Order, frames: Mapping[str, pl.DataFrame], rival: Rival | None, report: Report, models: Models
+    model: Model,
+    order: Order,
+    frames: Mapping[str, pl.DataFrame],
+    rival: Rival | None,
+    report: Report,
+    models: Models,
+    training: TrainingSet | None = None,
 ) -> dict[str, Any]:
-    """Train ``model`` on ``frames``, store the estimator in ``models``, and return the result as plain data."""
-    made = train(model, frames, order, rival, report)
+    """Train ``model`` on ``frames``, store the estimator in ``models``, and return the result as plain data.
+
+    ``training``: the training set, where it has been built; then some rows of the examples' table are enough.
+    """
+    made = train(model, frames, order, rival, report, models, FORMS, training)
     schema = frames[model.examples.name].schema
     return {
-        "estimator": models.save(made.predictor.estimator),
+        "estimator": made.stored,
+        "served": made.served,
+        "libraries": libraries(),
         "encoding": made.predictor.encoding.as_json(),
         "profile": made.profile.as_json(),
         "judged": made.judged,
         "origins": origins(model),
         "request": {name: dtype_to_text(schema[name]) for name in model.request_columns},
+        "example": example_row(frames[model.examples.name].select(model.request_columns)),
     }
+
+
+def example_row(rows: pl.DataFrame) -> dict[str, Any] | None:
+    """Return the last of ``rows`` that has no null, else the last, as JSON takes it: times as ISO 8601."""
+    if rows.is_empty():
+        return None
+    whole = rows.drop_nulls()
+    row = (rows if whole.is_empty() else whole)[-1].row(0, named=True)
+    return {name: jsonable(value) for name, value in row.items()}
 
 
 class FittedModel:
@@ -297,22 +480,32 @@ class FittedModel:
     def predict(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> np.ndarray[Any, Any]:
         """Return one prediction for each row of ``frame``: the model's request columns.
 
-        Features are looked up as of ``as_of`` (an ISO time or microseconds); None asks each row at its own asked-at, or
-        now where that lies ahead. Raises RequestError when a column is missing.
+        Features are looked up as of ``as_of`` (an ISO time or microseconds); None asks each row at the time in its
+        column ``asked_at``, else at the model's own asked-at, and now where that lies ahead or is not there. Raises
+        RequestError when a column is missing.
         """
         return self.predictor.predict(self.features(frame, as_of=as_of))
 
     def features(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> pl.DataFrame:
         """Return the features of each row of ``frame``, as ``predict`` sees them."""
         project, declared = self._project, self._declared
-        if as_of is None:
-            asked = frame.select(asked_at(declared).dt.epoch("us").fill_null(project.now())).to_series()
-            moments = np.minimum(asked.to_numpy(), project.now()).astype(np.int64)
-        else:
-            moment = parse_time(as_of) if isinstance(as_of, str) else as_of
-            moments = np.full(frame.height, moment, dtype=np.int64)
+        moment = parse_time(as_of) if isinstance(as_of, str) else as_of
+        asked = moments(declared, frame, moment, project.now())
         frames = {name: project.rows_so_far(name) for name in tables_of(declared)}
-        return features(declared, frames, frame, moments)
+        return features(declared, frames, frame, asked)
+
+
+def cores() -> int:
+    """Return how many partitions are worked on at the same time when nobody says."""
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def say(progress: Progress) -> None:
+    """Tell on a terminal how far something is: one line that is written over."""
+    if sys.stderr.isatty():
+        end = "\n" if progress.done >= progress.total else ""
+        sys.stderr.write(f"\r\x1b[K{progress.doing} ({progress.done} of {progress.total}){end}")
+        sys.stderr.flush()
 
 
 def dtype_to_text(dtype: pl.DataType) -> str:
@@ -341,11 +534,13 @@ def find(path: Path) -> Path:
     return file.resolve()
 
 
-def open(path: str | Path = ".") -> Project:
+def open(path: str | Path = ".", *, serving: bool = False) -> Project:
     """Open the project at ``path``: a folder with ``system.py``, or a declared file.
 
-    Its workspace is the folder ``.tidemill`` beside the file. Raises NotFoundError when there is no such file, and
-    DeclarationError when it does not declare a system.
+    Its workspace is the folder ``.tidemill`` beside the file. ``serving`` leaves the libraries of estimators unloaded
+    until something needs them. Raises NotFoundError when there is no such file, and DeclarationError when it does not
+    declare a system.
     """
     file = find(Path(path))
-    return Project(file, load_system(file), Workspace(file.parent / ".tidemill"))
+    load = load_for_serving if serving else load_system
+    return Project(file, load(file), Workspace(file.parent / ".tidemill"))

@@ -22,6 +22,7 @@ from tidemill.engine import ledger
 from tidemill.engine.compare import Decisions, decisions, differences, figures, mature
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT, examples
+from tidemill.engine.form import restore
 from tidemill.engine.ingest import Intake
 from tidemill.engine.interval import Interval
 from tidemill.engine.mill import Mill, Ports
@@ -41,7 +42,7 @@ from tidemill.engine.table import timeless
 from tidemill.engine.train import Order, Rival
 from tidemill.ports.executor import Progress
 from tidemill.ports.reader import Reader
-from tidemill.project import TRAINING_THREADS, Project, carry_out
+from tidemill.project import FORMS, TRAINING_THREADS, Project, carry_out
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Source
 from tidemill.spec.system import Policy, System
@@ -70,7 +71,14 @@ class Trainings:
     def load(self, _: str, training: str) -> Predictor:
         """Return the predictor that ``training`` made."""
         made = self._made[training]
-        return Predictor(self.encoding(training), self._models.load(made["estimator"]))
+        return restore(
+            self.encoding(training),
+            made["estimator"],
+            made["served"],
+            load=self._models.load,
+            form=self._models.load_form,
+            forms=FORMS,
+        )
 
     def encoding(self, training: str) -> Encoding:
         """Return the encoding of the predictor that ``training`` made."""

@@ -36,7 +36,8 @@ from tidemill.engine.mill import Mill
 from tidemill.engine.state import fold
 from tidemill.project import Project
 from tidemill.server.app import App, Limits
-from tidemill.server.main import bind, run, serving
+from tidemill.server.listen import bind
+from tidemill.server.main import run, serving
 
 
 class Channel:
@@ -168,10 +169,11 @@ def serve(channel: Channel, path: Path, order: dict[str, Any]) -> None:
             death.expect(message["death"])
             channel.send({"armed": True})
 
-    app = App(serving(projects.open(path)), Limits(poll=0.005))
+    project = projects.open(path)
+    app = App(serving(project), Limits(poll=0.005))
     channel.send({"port": listener.getsockname()[1]})
     threading.Thread(target=listen, daemon=True).start()
-    run(app, listener)
+    run(app, listener, project.system.endpoint)
 
 
 def main(control: socket.socket) -> None:

@@ -152,6 +152,7 @@ def test_check_refuses_a_table_that_reads_the_future(tmp_path: Path) -> None:
     [
         ("status",), ("journal",), ("history", "back"), ("trace", "ab"), ("parity",),
         ("retrain", "back", "--reason", "x"), ("rollback", "back", "--to", "v1", "--reason", "x"),
+        ("rebuild", "--reason", "x"),
     ],
 )  # fmt: skip
 def test_commands_say_when_nothing_has_run(fresh: Path, arguments: tuple[str, ...]) -> None:
@@ -259,6 +260,31 @@ def test_retrain_and_rollback_are_carried_out(tmp_path: Path) -> None:
     # Nothing matured since v1 was fitted, so the gate waits and v1 stays.
     assert data(tmp_path, "status")["models"][0]["champion"]["version"] == 1
     assert data(tmp_path, "status")["requests"] == []
+
+
+def test_status_shows_how_fresh_each_view_is(built: Path) -> None:
+    online = data(built, "status")["online"]
+    names = {view["name"] for view in online["views"]}
+    assert {"person"} <= names
+    assert all(view["newest_known"] for view in online["views"])
+    assert online["lag"] > 0
+    assert online["rebuilding"] is None
+    text = run(built, "status").output
+    assert "Feature views" in text
+    assert "online state" in text
+
+
+def test_rebuild_is_carried_out(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    assert run(tmp_path, "up", "--once").exit_code == 0
+    before = data(tmp_path, "status")["online"]
+    assert "Asked for a rebuild" in run(tmp_path, "rebuild", "--reason", "to be sure").output
+    assert data(tmp_path, "status")["requests"] == [{"kind": "rebuild", "reason": "to be sure"}]
+    assert "rebuild asked for by hand" in run(tmp_path, "up", "--once").output + run(tmp_path, "journal").output
+    after = data(tmp_path, "status")
+    assert after["requests"] == []
+    assert after["online"]["views"] == before["views"]
+    assert after["online"]["rebuilding"] is None
 
 
 def test_up_serves_until_it_is_told_to_stop(built: Path) -> None:

@@ -119,8 +119,13 @@ def test_the_declarations_run_and_are_sound(tmp_path: Path) -> None:
     assert check(system) == ()
 
 
+@pytest.mark.slow
+def test_the_document_on_cleaning_runs(tmp_path: Path) -> None:
+    run("clean.md", tmp_path)
+
+
 def test_every_document_is_run() -> None:
-    assert {path.name for path in DOCS.glob("*.md")} == {"index.md", "declare.md", *FOLLOWING}
+    assert {path.name for path in DOCS.glob("*.md")} == {"index.md", "declare.md", "clean.md", *FOLLOWING}
 
 
 def test_every_command_is_described() -> None:
@@ -144,8 +149,8 @@ def test_every_public_name_is_described() -> None:
 def test_every_route_is_described() -> None:
     source = Path(tidemill.__file__).with_name("server") / "app.py"
     text = (DOCS / "serve.md").read_text()
-    routes = set(re.findall(r'\("(/(?:v1/|metrics)[^"]*)",', source.read_text()))
-    assert len(routes) == 8
+    routes = set(re.findall(r'"(/[^"]*)": \{"(?:GET|POST)"', source.read_text()))
+    assert len(routes) == 18
     for route in routes:
         assert route in text, route
 
@@ -162,5 +167,6 @@ def test_documented_options_exist() -> None:
         found = re.match(r"\| `tidemill (\w+)", row)
         if found:
             command: click.Command = import_module(COMMANDS[found[1]][0]).command
-            known = {option for parameter in command.params for option in parameter.opts}
+            parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+            known = {option for part in parts for parameter in part.params for option in parameter.opts}
             assert set(re.findall(r"--[a-z]+", row)) <= known | {"--project", "--json"}, row

@@ -20,8 +20,8 @@ from tidemill import project as projects
 from tidemill.base.clock import HOUR, parse_time, to_datetime
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ
 from tidemill.engine.feature import features
+from tidemill.engine.lookup import Lookup
 from tidemill.engine.mill import tables_of
-from tidemill.engine.online import Lookup
 from tidemill.project import Project
 
 WIND = Path(__file__).parents[2] / "examples" / "wind"

@@ -144,7 +144,7 @@ def test_a_request_under_way_is_finished_when_the_server_drains(project: Project
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
             head = f"POST /v1/models/late/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             client.sendall(head.encode() + body[:5])
-            while "tidemill_in_flight 1" not in metrics(server):
+            while "tidemill_connections 2" not in metrics(server):  # this one, and the one that asks
                 time.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             while True:  # until it no longer accepts

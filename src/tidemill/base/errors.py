@@ -77,6 +77,10 @@ class ArtefactError(TidemillError):
     """An artefact is missing, damaged, unsigned, or not safe to load."""
 
 
+class NotCompiledError(TidemillError):
+    """An estimator has no exact compiled form; the message says which part of it stands in the way."""
+
+
 class MissingExtraError(TidemillError, ImportError):
     """An optional library is not installed."""
 

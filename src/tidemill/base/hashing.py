@@ -8,6 +8,8 @@ from typing import Any
 
 from tidemill.base.errors import TidemillError
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
 
 def canonical(value: Any) -> bytes:
     """Return ``value`` as JSON with sorted keys, no spaces, UTF-8; the same value gives the same bytes everywhere.
@@ -16,7 +18,7 @@ def canonical(value: Any) -> bytes:
     does not know, NaN and infinities included.
     """
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _encode(value)
     except (TypeError, ValueError) as error:
         raise TidemillError(f"a value cannot be written as canonical JSON: {error}") from error
     return text.encode()

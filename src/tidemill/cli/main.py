@@ -21,10 +21,14 @@ COMMANDS = {
     "journal": ("tidemill.cli.journal", "Show what was committed and decided, and why."),
     "history": ("tidemill.cli.history", "Show a model's versions and who was live when."),
     "trace": ("tidemill.cli.trace", "Account for one prediction: data, features, code, model, label."),
+    "predictions": ("tidemill.cli.predictions", "Read the prediction log with features, labels and routes."),
     "retrain": ("tidemill.cli.retrain", "Ask the worker to train a model now."),
+    "rebuild": ("tidemill.cli.rebuild", "Ask the worker to make the online state anew from the lake."),
     "rollback": ("tidemill.cli.rollback", "Point an alias back at an older version."),
+    "route": ("tidemill.cli.route", "Share a model's questions out: canary, A/B, shadow."),
     "backtest": ("tidemill.cli.backtest", "Rehearse retraining policies on your own past."),
     "parity": ("tidemill.cli.parity", "Derive logged predictions again from the lake and compare bit for bit."),
+    "predict": ("tidemill.cli.predict", "Predict for the rows of files or of a table."),
 }
 
 

@@ -10,14 +10,17 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from tidemill.base.clock import MINUTE, SystemClock, format_duration, format_time
+from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
 from tidemill.cli.words import figure, sentence, when
+from tidemill.engine.freshness import freshness
 from tidemill.engine.ledger import RESERVED_TABLES
 from tidemill.engine.state import ModelState, State, fold
+from tidemill.engine.tally import report
 from tidemill.ports.journal import Entry
 from tidemill.project import Project
+from tidemill.spec.feature import OnDemand
 from tidemill.spec.source import Source
 
 
@@ -39,6 +42,7 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
     """Return the status as plain data. Times are ISO 8601; ``age`` of a table is that of its newest commit."""
     entries = list(entries)
     state, now = fold(entries), SystemClock().now()
+    cleaned = report(entry.body for entry in entries if entry.kind == "commit")
     newest: dict[str, int] = {}
     refused: dict[str, int] = {}
     for entry in entries:
@@ -58,6 +62,7 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
                 "newest": format_time(newest[name]) if name in newest else None,
                 "age": _age(now - newest[name]) if name in newest else None,
                 "quarantined": refused.get(name, 0),
+                "cleaned": cleaned.get(name, []),
                 "halted": state.halted.get(name),
             }
         )
@@ -68,10 +73,36 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
         "tick": format_time(ticks[-1]) if ticks else None,
         "journal": state.number,
         "tables": tables,
+        "online": _online(project, now),
         "models": [_model(model.name, state.model(model.name)) for model in project.system.models],
         "endpoint": {"url": served[0], **served[1]} if served else None,
         "requests": [{"kind": each.kind, **each.body} for each in project.workspace.journal.requests()],
         "undeclared": sorted(_undeclared(project, state)),
+    }
+
+
+def _online(project: Project, now: int) -> dict[str, Any]:
+    """Return how fresh the online state and each feature view in it is."""
+    store = project.workspace.online
+    try:
+        found = freshness(store)
+    finally:
+        store.close()
+    views = []
+    for view in project.system.views:
+        if not isinstance(view, OnDemand):
+            fresh = found.views.get(view.name)
+            times = (fresh.event_time, fresh.known_at) if fresh else (None, None)
+            event_time, known_at = (None if time is None else format_time(time) for time in times)
+            views.append(
+                {"name": view.name, "table": view.table.name, "newest_event": event_time, "newest_known": known_at}
+            )
+    rebuilding = found.rebuilding
+    return {
+        "tick": format_time(found.applied.tick) if found.applied else None,
+        "lag": max(now - found.applied.t, 0) / SECOND if found.applied else None,
+        "views": views,
+        "rebuilding": {"table": rebuilding[0], "done": rebuilding[1], "tables": rebuilding[2]} if rebuilding else None,
     }
 
 
@@ -136,6 +167,10 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
             Text(each["name"], style=quiet), f"{each['rows']:,}", _minute(each["newest"]), each["age"] or "", bad, state
         )
     section(out, "Tables", table)
+    if any(each["cleaned"] for each in found["tables"]):
+        section(out, "Cleaning", _cleaning(found["tables"]))
+    if found["online"]["views"]:
+        section(out, "Feature views", _views(found["online"]))
     for model in found["models"]:
         section(out, f"Model {model['name']}", _model_lines(model, entries))
     for name in found["undeclared"]:
@@ -145,6 +180,28 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
         for each in found["requests"]:
             asked.add_row(each["kind"], each.get("model", ""), each.get("reason", ""))
         section(out, "Waiting for the worker", asked)
+
+
+def _views(online: dict[str, Any]) -> Any:
+    lines = grid("view", "table", "newest event", "known")
+    for each in online["views"]:
+        lines.add_row(each["name"], each["table"], _minute(each["newest_event"]), _minute(each["newest_known"]))
+    lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
+    lines.add_row(Text("online state", style="dim"), Text(f"as of {_minute(online['tick'])}{lag}", style="dim"))
+    if online["rebuilding"] is not None:
+        under_way = online["rebuilding"]
+        doing = f"reading {under_way['table']} ({under_way['done']} of {under_way['tables']} tables done)"
+        lines.add_row(Text("rebuild", style="cyan"), Text(doing, style="cyan"))
+    return lines
+
+
+def _cleaning(tables: Iterable[dict[str, Any]]) -> Any:
+    lines = grid("table", "step", "rows", "did", right=(2,))
+    for each in tables:
+        for step in each["cleaned"]:
+            did = [f"{number:,} {name}" for name, number in step.items() if name not in ("step", "rows") and number]
+            lines.add_row(each["name"], step["step"], f"{step['rows']:,}", ", ".join(did) or "nothing")
+    return lines
 
 
 def _model_lines(model: dict[str, Any], entries: list[Entry]) -> Any:

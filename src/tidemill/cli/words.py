@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.base.clock import format_time
+from tidemill.engine.route import Route
 from tidemill.ports.journal import Entry
 
 
@@ -38,6 +39,8 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "alias":
             previous = f", in place of v{body['previous']}" if body["previous"] else ""
             return [("bold green", f"{body['model']}: v{body['version']} is {body['alias']}{previous}")]
+        case "route":
+            return [("bold cyan", f"{body['model']}: {Route.from_json(body['route'])}: {'; '.join(body['reasons'])}")]
         case "fail":
             return [("red", f"{body['model']}: the training failed: {body['reason']}")]
         case "halt":
@@ -94,5 +97,5 @@ def sentence(entry: Entry) -> str:
             return f"{body['model']}: judged"
         case "request":
             refused = f", refused: {body['refused']}" if body["refused"] else ""
-            return f"{body['body'].get('model', '')}: {body['request']} asked for by hand{refused}"
+            return f"{body['body'].get('model', 'online state')}: {body['request']} asked for by hand{refused}"
     return entry.kind

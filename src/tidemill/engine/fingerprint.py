@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from tidemill.base.clock import format_duration
 from tidemill.base.fingerprint import describe_code
 from tidemill.base.hashing import fingerprint
+from tidemill.spec.clean import MEANING
 from tidemill.spec.expression import Expression
 from tidemill.spec.feature import Aggregate, Aggregation, Latest, OnDemand, View
 from tidemill.spec.model import Label, Model
@@ -177,6 +179,8 @@ def _rows(table: Source | Table) -> Parts:
         return {"kind": "source", **parts, "corrected_at": table.corrected_at, "tombstone": table.tombstone}
     if known is None:
         parts["known_at"] = "latest of its inputs"
+    if table.steps:
+        parts["steps"] = {"meaning": MEANING, "steps": [_step(step) for step in table.steps]}
     return {
         "kind": "table",
         **parts,
@@ -184,6 +188,18 @@ def _rows(table: Source | Table) -> Parts:
         "by_row": table.by_row,
         "function": describe_code(table.function),
     }
+
+
+def _step(part: Any) -> Any:
+    """Describe a cleaning step, or a part of one."""
+    if isinstance(part, Expression):
+        return _expression(part)
+    if dataclasses.is_dataclass(part):
+        fields = {field.name: _step(getattr(part, field.name)) for field in dataclasses.fields(part)}
+        return {"kind": type(part).__name__, **fields}
+    if isinstance(part, float) and not math.isfinite(part):
+        return repr(part)
+    return [_step(each) for each in part] if isinstance(part, tuple) else part
 
 
 def _table(table: Source | Table) -> Parts:
@@ -217,6 +233,7 @@ def _aggregate(aggregate: Aggregate) -> Parts:
         "function": aggregate.function,
         "value": None if aggregate.value is None else _expression(aggregate.value),
         "windows": [window.text for window in aggregate.over],
+        **({} if aggregate.q is None else {"q": aggregate.q}),
     }
 
 

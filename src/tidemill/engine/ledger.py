@@ -30,6 +30,8 @@ FEEDBACK = "feedback"
 #: Names that no source or derived table may take.
 RESERVED_TABLES = (PREDICTIONS, FEEDBACK)
 
+_READ = 10_000  # records of the log read at a time
+
 _TIME = pl.Datetime("us", "UTC")
 _SYSTEM = {KNOWN_AT: _TIME, SEQ: pl.Int64(), TOMBSTONE: pl.Boolean(), TICK: _TIME, HISTORY: pl.Boolean()}
 
@@ -78,6 +80,11 @@ class Drained:
 
     rows: pl.DataFrame
     commit: Commit
+
+
+def sampled(id: str, share: float) -> bool:
+    """Tell whether the prediction ``id`` is in a sample of that ``share``: ids are hashes, so always the same ones."""
+    return share >= 1.0 or int(id[:12], 16) < share * 16**12
 
 
 def key_text(key: Sequence[Any]) -> str:
@@ -167,11 +174,11 @@ def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained 
     cursor: dict[str, int] = json.loads(head.cursor) if head and head.cursor else {}
     records: list[Record] = []
     while True:
-        more = list(log.read(cursor))
-        if not more:
-            break
+        more = list(log.read(cursor, limit=_READ))
         records.extend(more)
         cursor = {**cursor, **{record.segment: record.end for record in more}}
+        if len(more) < _READ:  # what is written meanwhile waits for the next tick, or this would never end
+            break
     if not records:
         return None
     build = prediction_rows if table == PREDICTIONS else feedback_rows

@@ -16,10 +16,11 @@ from typing import Any
 import polars as pl
 
 from tidemill.base.clock import DAY
-from tidemill.base.errors import NotFoundError, SourceError, TrainingError, WorkspaceError
+from tidemill.base.errors import SourceError, TidemillError, TrainingError, WorkspaceError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import HISTORY, TICK
 from tidemill.engine import ledger
+from tidemill.engine.canary import Trial, asked_for, let_in, pointed, routed
 from tidemill.engine.change import changes
 from tidemill.engine.derive import Derivation
 from tidemill.engine.example import ASKED_AT, examples
@@ -28,6 +29,7 @@ from tidemill.engine.gate import Case
 from tidemill.engine.ingest import Intake
 from tidemill.engine.online import OnlineState
 from tidemill.engine.policy import Decision, Situation, decide
+from tidemill.engine.route import PLAIN, route
 from tidemill.engine.state import ModelState, State, Training, fold
 from tidemill.engine.train import Order
 from tidemill.engine.watch import Watch
@@ -40,7 +42,7 @@ from tidemill.ports.reader import Reader
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Table
-from tidemill.spec.system import System
+from tidemill.spec.system import Canary, System
 
 #: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
 TIDY_VERSIONS = 128
@@ -102,6 +104,7 @@ class Mill:
         self._derivation = Derivation(ports.lake, fence)
         self._online = OnlineState(system.views, ports.online, epoch=fence.epoch)
         self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
+        self._trials = {model.name: Trial(system, model, ports.lake, ports.journal) for model in system.models}
         self._recipes = {model.name: recipe_fingerprint(model, system.policy) for model in system.models}
         self._jobs: dict[str, Job] = {}
         # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
@@ -184,7 +187,7 @@ class Mill:
         tick = tick or 0  # rows may have come in a first tick that did not end
         applied = self._online.applied()
         behind = applied is not None and all(applied.next_seq.get(name, 0) <= self.state.rows[name] for name in names)
-        if applied is None or not behind or applied.journal > self.state.number:
+        if applied is None or not behind or applied.journal > self.state.number or self._asked_since(applied.journal):
             self._rebuild(tick)
             return
         tail = {
@@ -195,6 +198,11 @@ class Mill:
         if tail or applied.journal < self.state.number:
             newest = max(applied.tick, tick, self._newest_tick(tail))
             self._bring_online(newest, tail)
+
+    def _asked_since(self, number: int) -> bool:
+        """Tell whether somebody asked for a rebuild of online state after journal entry ``number``, to no avail."""
+        entries = self.ports.journal.read(after=number, kinds=("request",))
+        return any(entry.body["request"] == "rebuild" for entry in entries)
 
     def _bring_online(self, tick: int, rows: Mapping[str, pl.DataFrame]) -> None:
         """Bring online state to ``tick`` with the new ``rows``; from all rows when they go back behind its time.
@@ -227,12 +235,16 @@ class Mill:
         self._derive(tick, drafts, fresh)
         self._drain(tick, drafts)
         self._finish(tick, drafts)
+        self._try(tick, drafts)
         self._look(tick, drafts)
         answered = self._decide(tick, drafts)
         launched = [draft.body["model"] for draft in drafts if draft.kind == "train"]
         entries = self._write(drafts, answered=answered)
         rows = {name: pl.concat(parts) for name, parts in fresh.items()}
-        self._bring_online(tick, rows)
+        if any(entry.kind == "request" and entry.body["request"] == "rebuild" for entry in entries):
+            self._rebuild(tick)
+        else:
+            self._bring_online(tick, rows)
         self.ports.journal.end_tick(tick, self._fence)
         self._trim()
         self._tidy(tick)
@@ -361,6 +373,11 @@ class Mill:
             if report is not None:
                 drafts.append(Draft(tick, "watch", report))
 
+    def _try(self, tick: int, drafts: list[Draft]) -> None:
+        """Draft what is decided about the canaries."""
+        for model in self.system.models:
+            drafts += self._trials[model.name].look(_with(self.state, drafts, tick).model(model.name), tick)
+
     def _decide(self, tick: int, drafts: list[Draft]) -> tuple[str, ...]:
         """Draft what the policy and the requests call for; return the requests that are answered by it."""
         answered = []
@@ -370,12 +387,16 @@ class Mill:
                 by_hand.setdefault(request.body["model"], []).append(request)
                 continue
             answered.append(request.id)
+            if request.kind == "rebuild":
+                drafts.append(_taken_up(tick, request))
+                continue
+            carry_out = self._route if request.kind == "route" else self._point
             try:
-                pointed = self._point(request.body, tick, _with(self.state, drafts, tick))
-            except NotFoundError as error:  # asked for what there is not; the mill turns on
+                done = carry_out(request.body, tick, _with(self.state, drafts, tick))
+            except TidemillError as error:  # asked for what there is not, or cannot be; the mill turns on
                 drafts.append(_taken_up(tick, request, refused=str(error)))
             else:
-                drafts += [_taken_up(tick, request), pointed]
+                drafts += [_taken_up(tick, request), *done]
         for model in self.system.models:
             asked = by_hand.pop(model.name, [])
             state = _with(self.state, drafts, tick).model(model.name)
@@ -389,21 +410,28 @@ class Mill:
             drafts.append(_taken_up(tick, request, refused=f"There is no model {request.body['model']!r}."))
         return tuple(answered)
 
-    def _point(self, body: Mapping[str, Any], tick: int, state: State) -> Draft:
-        """Draft the pointing of an alias at an older version, as somebody asked."""
+    def _point(self, body: Mapping[str, Any], tick: int, state: State) -> list[Draft]:
+        """Draft the pointing of an alias at another version, as somebody asked.
+
+        Another champion is everybody's: the arms of a route end with it.
+        """
         model = state.model(body["model"])
         version = model.resolve(str(body["version"]))
-        return Draft(
-            tick,
-            "alias",
-            {
-                "model": body["model"],
-                "alias": body["alias"],
-                "version": version.number,
-                "previous": model.aliases.get(body["alias"]),
-                "reasons": [f"asked for by hand: {body['reason']}"],
-            },
-        )
+        reason = f"asked for by hand: {body['reason']}"
+        if body["alias"] == "champion":
+            drafts = pointed(body["model"], replace(model, route=PLAIN), version.number, tick, [reason])
+            if model.route.arms:
+                plain = route(body["model"], (), model.route.shadows)
+                drafts.append(routed(body["model"], model, plain, tick, [f"v{version.number} is champion, {reason}"]))
+            return drafts
+        named = {"alias": body["alias"], "version": version.number, "previous": model.aliases.get(body["alias"])}
+        return [Draft(tick, "alias", {"model": body["model"], **named, "reasons": [reason]})]
+
+    def _route(self, body: Mapping[str, Any], tick: int, state: State) -> list[Draft]:
+        """Draft another route, as somebody asked."""
+        model = state.model(body["model"])
+        new = asked_for(body["model"], model, dict(body))
+        return [routed(body["model"], model, new, tick, [f"asked for by hand: {body['reason']}"])]
 
     def _weigh(self, model: Model, state: ModelState, tick: int, by_hand: str | None) -> Decision:
         watched = (
@@ -499,7 +527,7 @@ class Mill:
                     )
                 )
                 continue
-            drafts += _outcome(self.state.model(model.name), training, result, tick)
+            drafts += _outcome(self.state.model(model.name), training, result, self.system.endpoint.canary, tick)
 
     def _result(self, model: Model, training: Training) -> dict[str, Any]:
         known = self.ports.journal.step(training.id)
@@ -535,8 +563,10 @@ def _with(state: State, drafts: list[Draft], tick: int) -> State:
     )
 
 
-def _outcome(state: ModelState, training: Training, result: Mapping[str, Any], tick: int) -> list[Draft]:
-    """Return the entries of a finished training: the judgement and, when it passed, a version and its promotion."""
+def _outcome(
+    state: ModelState, training: Training, result: Mapping[str, Any], canary: Canary | None, tick: int
+) -> list[Draft]:
+    """Return the entries of a finished training: the judgement and, when it passed, a version and how it is let in."""
     judged = result["judged"]
     head = {"model": training.model, "training": training.id}
     drafts = [Draft(tick, "judge", {**head, "judged": judged})]
@@ -544,11 +574,5 @@ def _outcome(state: ModelState, training: Training, result: Mapping[str, Any], t
         return drafts
     number = len(state.versions) + 1
     made = {**head, "version": number, "recipe": training.recipe, "as_of": training.as_of}
-    pointed = {
-        "model": training.model,
-        "alias": "champion",
-        "version": number,
-        "previous": state.aliases.get("champion"),
-        "reasons": judged["verdict"]["reasons"],
-    }
-    return [*drafts, Draft(tick, "version", made), Draft(tick, "alias", pointed)]
+    reasons = judged["verdict"]["reasons"]
+    return [*drafts, Draft(tick, "version", made), *let_in(training.model, state, number, canary, tick, reasons)]

@@ -28,10 +28,12 @@ from tidemill.engine.derive import Derivation
 from tidemill.engine.example import ASKED_AT, examples
 from tidemill.engine.fingerprint import of
 from tidemill.engine.ingest import numbered, quarantine_table, to_arrow
+from tidemill.engine.layout import Applied
+from tidemill.engine.lookup import Lookup
 from tidemill.engine.mill import Mill, Turned
-from tidemill.engine.online import Applied, Lookup
 from tidemill.engine.parity import request_frame
-from tidemill.engine.predict import Answerer, Features, Logged, Predictor
+from tidemill.engine.predict import Answerer, Features, Logged, Predictor, plain
+from tidemill.engine.route import CHAMPION, SHADOW, mirrors, shadow_nonce, split
 from tidemill.engine.table import TIME, timeless
 from tidemill.ports.journal import Draft, Entry, Journal
 from tidemill.ports.lake import Commit, Fence, Lake
@@ -120,6 +122,12 @@ class Asked:
     requests: pl.DataFrame
     nonces: Sequence[str]
 
+    def part(self, places: Sequence[int]) -> Asked:
+        """Return the questions at ``places``."""
+        if len(places) == self.requests.height:
+            return self
+        return Asked(self.model, self.requests[list(places)], [self.nonces[place] for place in places])
+
 
 def past_questions(model: Model, rows: pl.DataFrame, ticks: Sequence[int]) -> dict[int, Asked]:
     """Return every example of ``rows`` (all versions of the examples' table) by the last tick not after its asked-at.
@@ -150,10 +158,8 @@ def rehearse(
         yield mill.tick(tick)
         for by_tick in questions:
             asked = by_tick.get(tick)
-            champion = None if asked is None else mill.state.model(asked.model).aliases.get("champion")
-            if asked is not None and champion is not None:
-                answers = answering.answer(asked, champion, answering.lookups[asked.model])
-                for each in answers:
+            if asked is not None:
+                for each in answering.share_out(asked):
                     log.append(msgspec.json.encode(each))
 
 
@@ -166,6 +172,10 @@ class _Looked:
     def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Any]:
         return self.found
 
+    def part(self, places: Sequence[int]) -> _Looked:
+        frame, applied = self.found
+        return self if len(places) == frame.height else _Looked((frame[list(places)], applied))
+
 
 class _Answering:
     """Answers as the server does, by any version of any model."""
@@ -176,13 +186,34 @@ class _Answering:
         self._predictors: dict[tuple[str, int], Predictor] = {}
         self.lookups = {model.name: Lookup(model, mill.ports.online) for model in mill.system.models}
 
-    def answer(self, asked: Asked, version: int, lookup: Features) -> list[Logged]:
+    def share_out(self, asked: Asked) -> list[Logged]:
+        """Answer by the champion and the arms of the route, then by the shadows; nothing without a champion."""
+        state = self._mill.state.model(asked.model)
+        champion = state.aliases.get(CHAMPION)
+        if champion is None:
+            return []
+        looked = _Looked(self.lookups[asked.model].features(asked.requests))
+        answers: list[Logged] = []
+        mirrored: dict[int, list[int]] = {}
+        keys = plain(asked.requests.select(self._keys[asked.model])).rows() if state.route.arms else asked.nonces
+        for name, version, places in split(state.route, champion, keys):
+            answers += self.answer(asked.part(places), version, looked.part(places), name)
+            for other in mirrors(state.route, champion, name, version):
+                mirrored.setdefault(other, []).extend(places)
+        for version, places in sorted(mirrored.items()):
+            part = asked.part(sorted(places))
+            nonces = [shadow_nonce(nonce, version) for nonce in part.nonces]
+            question = Asked(part.model, part.requests, nonces)
+            answers += self.answer(question, version, looked.part(sorted(places)), SHADOW)
+        return answers
+
+    def answer(self, asked: Asked, version: int, lookup: Features, route: str) -> list[Logged]:
         known = (asked.model, version)
         if known not in self._predictors:
             training = self._mill.state.model(asked.model).version(version).training
             self._predictors[known] = self._load(asked.model, training)
         answerer = Answerer(*known, self._keys[asked.model], lookup, self._predictors[known], lambda _: None)
-        return answerer.answer(asked.requests, nonces=asked.nonces)
+        return answerer.answer(asked.requests, nonces=asked.nonces, route=route)
 
 
 # The record -------------------------------------------------------------------------------------------------------
@@ -190,10 +221,11 @@ class _Answering:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one call asked: by which version it was answered, and at which tick each answer was drained."""
+    """What one call asked: by which version and route it was answered, and when (ticks) each answer was drained."""
 
     asked: Asked
     version: int
+    route: str
     drained: Sequence[int]
 
 
@@ -287,12 +319,12 @@ def _questions(model: Model, logged: pl.DataFrame, types: Mapping[str, pl.DataTy
     call = pl.col("nonce").str.extract(r"^(.*):\d+$").fill_null("").alias("_call")
     place = pl.col("nonce").str.extract(r":(\d+)$").cast(pl.Int64).fill_null(0).alias("_place")
     ordered = logged.with_columns(call, place).sort("asked", SEQ).with_columns(pl.col("asked", TICK).dt.epoch("us"))
-    for (asked, _, version), part in ordered.partition_by(
-        "asked", "_call", "version", as_dict=True, maintain_order=True
+    for (asked, _, version, route), part in ordered.partition_by(
+        "asked", "_call", "version", "route", as_dict=True, maintain_order=True
     ).items():
         rows = part.sort("_place", maintain_order=True)
         questions = Asked(model.name, request_frame(rows["request"], columns), rows["nonce"].to_list())
-        yield int(asked) - 1, Question(questions, int(version), rows[TICK].to_list())
+        yield int(asked) - 1, Question(questions, int(version), str(route), rows[TICK].to_list())
 
 
 class RecordReader:
@@ -353,7 +385,7 @@ def replay(
             empty = to_arrow(opening.pop(name).rows.clear())
             mill.ports.lake.append(name, empty, Commit(name, 0, tick, "", 0, 0, None, ""), fence)
         for question, found in waiting.pop(tick, ()):
-            made = answering.answer(question.asked, question.version, _Looked(found))
+            made = answering.answer(question.asked, question.version, _Looked(found), question.route)
             for one, drained in zip(made, question.drained, strict=True):
                 answers.setdefault(drained, []).append(one)
         said = {

@@ -59,7 +59,12 @@ _JSON_NAMES = {
 _Read = Callable[[Any], Any]
 
 
-def read_json(body: bytes) -> Any:
+def bounds(dtype: pl.DataType) -> tuple[int, int]:
+    """Return the least and the greatest value of a type of whole numbers."""
+    return _WIDTHS[dtype.base_type()]
+
+
+def read_json(body: bytes | bytearray) -> Any:
     """Return the JSON value in ``body``. Raises RequestError when it is none, or holds a number beyond float64."""
     if not body:
         raise RequestError("The body is empty; send JSON.")
@@ -107,18 +112,44 @@ class RequestRows:
         self.key = tuple(key)
         self._names = frozenset(schema)
         self._readers = {name: _reader(name, dtype) for name, dtype in schema.items()}
+        #: Whether a plain value is all that a column's type makes of it, so that a row needs no frame.
+        self.plain = all(made == self.schema[name] for name, (_, _, made) in self._readers.items())
 
-    def read(self, body: bytes) -> pl.DataFrame:
+    def read(self, body: bytes | bytearray) -> pl.DataFrame:
         """Return the rows in ``body``: ``{"rows": [{…}, …]}``, or the object of a single row.
 
         Raises RequestError naming the row and the column.
         """
+        return self.frame(*self.objects(body))
+
+    def objects(self, body: bytes | bytearray) -> tuple[list[dict[str, Any]], str]:
+        """Return the rows in ``body`` as they are, and what ``frame`` takes as ``where``. Raises RequestError."""
         value = read_json(body)
         # A column may be called rows, but none holds a list.
         single = isinstance(value, dict) and type(value.get("rows")) is not list
         if single and ("rows" not in value or "rows" in self._names):
-            return self.frame([value], "")
-        return self.frame(objects(fields(value, ("rows",))["rows"]), "rows[{}].")
+            return [value], ""
+        return objects(fields(value, ("rows",))["rows"]), "rows[{}]."
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return one row as plain values in the order of ``schema``: times as microseconds, dates as dates.
+
+        Only where ``plain`` is true. Raises RequestError as ``frame`` of that row.
+        """
+        if row.keys() != self._names:
+            self._refuse_names(row, "")
+        made: dict[str, Any] = {}
+        for name, (taken, read, _) in self._readers.items():
+            value = row[name]
+            if type(value) not in taken:
+                try:
+                    value = read(value)
+                except ValueError as error:
+                    raise RequestError(str(error), field=name) from error
+            elif value is None and name in self.key:
+                raise RequestError("A key cannot be null.", field=name)
+            made[name] = value
+        return made
 
     def frame(self, rows: Sequence[dict[str, Any]], where: str) -> pl.DataFrame:
         """Return ``rows`` as a frame of ``schema``. ``where`` is what precedes a column's name in messages."""
@@ -126,6 +157,19 @@ class RequestRows:
             if row.keys() != self._names:
                 self._refuse_names(row, where.format(i))
         return pl.DataFrame([self._column(name, [row[name] for row in rows], where) for name in self.schema])
+
+    def columns(self, values: Mapping[str, list[Any]]) -> pl.DataFrame:
+        """Return the rows given column by column (lists of JSON values, one a row) as a frame of ``schema``.
+
+        Raises RequestError naming the column.
+        """
+        if values.keys() != self._names:
+            self._refuse_names(dict(values), "")
+        rows = {len(column) for column in values.values()}
+        if len(rows) != 1 or not 1 <= next(iter(rows)) <= MAX_ROWS:
+            raise RequestError(f"All columns must have the same number of values, 1 to {MAX_ROWS}.")
+        where = "" if rows == {1} else "rows[{}]."
+        return pl.DataFrame([self._column(name, list(values[name]), where) for name in self.schema])
 
     def _refuse_names(self, row: dict[str, Any], where: str) -> None:
         for name in row:
@@ -155,8 +199,8 @@ class RequestRows:
 
 def _reader(name: str, dtype: pl.DataType) -> tuple[set[type], _Read, pl.DataType]:
     """Return the types that need no reading, how to read one value, and the type of the series they make."""
-    if bounds := _WIDTHS.get(dtype.base_type()):
-        return {NoneType}, _whole(*bounds), dtype
+    if width := _WIDTHS.get(dtype.base_type()):
+        return {NoneType}, _whole(*width), dtype
     if dtype.is_float():
         return {NoneType, float}, _number, pl.Float64()
     if dtype == pl.Boolean:

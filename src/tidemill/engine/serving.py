@@ -1,8 +1,12 @@
-"""Serving: answers by the champions that the journal names, and follows the journal while it answers.
+"""Serving: answers by the versions that the journal names, and follows the journal while it answers.
 
 Everything a request needs hangs from one frozen value, ``_Now``. A request takes it once; ``refresh`` builds the next
-one, with each new champion loaded, and puts it in place by a single assignment. So a swap costs no request anything, a
-request in flight ends on the version it began with, and a rollback is a swap like any other.
+one, with each new version loaded, and puts it in place by a single assignment. So a swap costs no request anything, a
+request in flight ends on the version it began with, and a rollback or a new route is a swap like any other.
+
+A route shares questions out by their keys (``engine.route``). A version on trial cannot cost an answer: where an arm
+cannot be loaded or fails, the champion answers. Shadows are asked after the answer is out, with the same features, and
+what they say is logged by the route "shadow".
 """
 
 from __future__ import annotations
@@ -10,100 +14,47 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import polars as pl
 
-from tidemill.base.clock import format_time
-from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError, WorkspaceError
-from tidemill.base.hashing import fingerprint
+from tidemill.base.errors import NotFoundError, NotReadyError, WorkspaceError
 from tidemill.base.schema import nearest
-from tidemill.engine.ledger import FEEDBACK, PREDICTIONS, Feedback
-from tidemill.engine.online import Applied
+from tidemill.engine import single
+from tidemill.engine.freshness import Freshness, freshness
+from tidemill.engine.inbox import Inbox
+from tidemill.engine.layout import Applied
+from tidemill.engine.ledger import PREDICTIONS, sampled
+from tidemill.engine.live import Answer, Kept, Live, Loaded, Looking
 from tidemill.engine.predict import Answerer, Features, Logged, Predictor, plain
-from tidemill.engine.request import RequestRows, fields, pushed_rows, read_json, scalar
-from tidemill.engine.state import State, fold
+from tidemill.engine.request import RequestRows
+from tidemill.engine.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split
+from tidemill.engine.single import RowFeatures
+from tidemill.engine.state import ModelState, State, fold
 from tidemill.ports.journal import Journal
 from tidemill.ports.log import LogWriter
 from tidemill.ports.online import Online
 from tidemill.spec.model import Model
-from tidemill.spec.source import Push
 from tidemill.spec.system import System
 
-CHAMPION = "champion"
-
-#: Seconds between attempts to load a champion that could not be loaded.
+#: Seconds between attempts to load a version that could not be loaded.
 RETRY = 1.0
+#: Versions kept loaded because a caller named them, beside those that a route names.
+PINS = 8
 
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One answer as it goes out.
-
-    ``prediction``: the value of a regression; the probability of the second of two classes that are numbers or truth
-    values; else the likeliest class, and ``probabilities`` has each. ``asked``: t, ISO 8601.
-    """
-
-    id: str
-    prediction: Any
-    version: int
-    route: str
-    asked: str
-    probabilities: dict[str, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Champion:
-    """A model version ready to answer."""
-
-    version: int
-    training: str
-    predictor: Predictor
-    rows: RequestRows
-
-    def answers(self, logged: Sequence[Logged]) -> list[Answer]:
-        """Return what goes out for each of ``logged``."""
-        classes = self.predictor.encoding.classes
-        asked = format_time(logged[0].asked)
-        named = len(classes) > 2 or any(isinstance(each, str) for each in classes)
-        answers = []
-        for one in logged:
-            prediction: Any = one.prediction
-            probabilities = None
-            if named:
-                each = prediction if isinstance(prediction, list) else [1.0 - prediction, prediction]
-                probabilities = {str(name): probability for name, probability in zip(classes, each, strict=True)}
-                prediction = classes[each.index(max(each))]
-            answers.append(
-                Answer(
-                    id=one.id,
-                    prediction=prediction,
-                    version=one.version,
-                    route=one.route,
-                    asked=asked,
-                    probabilities=probabilities,
-                )
-            )
-        return answers
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What has been written for a request, and when it is on disk: await ``synced`` where durability is "sync"."""
-
-    answers: list[Answer]
-    synced: tuple[Future[None], ...]
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """One moment of serving: the state folded, the champions that answer, and why a champion could not be loaded."""
+    """One moment of serving: the state folded, the models that answer, and why a version could not be loaded."""
 
     state: State = field(default_factory=State)
-    champions: Mapping[str, Champion] = field(default_factory=dict)
+    lives: Mapping[str, Live] = field(default_factory=dict)
     troubles: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -111,8 +62,8 @@ class Serving:
     """Answers predictions, takes feedback and pushed rows, and follows the journal. Safe to share between threads.
 
     ``lookup`` makes the feature look-up of a model over ``online``. ``load`` returns the predictor that a model's
-    training made, ``schema`` a model's request columns with their types. ``log`` opens this process's segment of the
-    log that is drained into the named table.
+    training made, ``schema`` a model's request columns with their types, ``example`` one of its request rows as JSON
+    takes it, when one is known. ``log`` opens this process's segment of the log that is drained into the named table.
     """
 
     def __init__(
@@ -125,8 +76,10 @@ class Serving:
         load: Callable[[str, str], Predictor],
         schema: Callable[[str], Mapping[str, pl.DataType]],
         log: Callable[[str], LogWriter],
+        example: Callable[[str], Mapping[str, Any] | None] = lambda _: None,
     ) -> None:
         self.system = system
+        self.example = example
         self._journal = journal
         self._online = online
         self._models = {model.name: model for model in system.models}
@@ -134,12 +87,16 @@ class Serving:
         self._lookups = threading.local()  # a look-up keeps answers, so each thread has its own
         self._rows: dict[str, RequestRows] = {}
         self._predictions = log(PREDICTIONS)
-        self._feedback = log(FEEDBACK)
-        self._pushed = {source.name: log(source.name) for source in system.sources if isinstance(source.reader, Push)}
+        self.inbox = Inbox(system, log=log, rows=self.request_rows, classes=self._classes)
+        self._share = system.endpoint.logged
+        self._wanted = set(self._models) if system.endpoint.load == "start" else set()
+        self._pinned: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
         self._now = _Now()
         self._applied = 0
         self._retry_at = 0.0
         self._turn = threading.Lock()  # held by the one refresh under way
+        #: How often an arm or a shadow failed, by model and version.
+        self.failures: Counter[tuple[str, int]] = Counter()
 
     # Following the journal
 
@@ -150,21 +107,21 @@ class Serving:
 
     @property
     def state(self) -> State:
-        """The state folded from the journal; ahead of ``applied`` while a champion cannot be loaded."""
+        """The state folded from the journal; ahead of ``applied`` while a version cannot be loaded."""
         return self._now.state
 
     @property
-    def champions(self) -> Mapping[str, Champion]:
-        """The champions that answer now, by model."""
-        return self._now.champions
+    def lives(self) -> Mapping[str, Live]:
+        """The models that answer now."""
+        return self._now.lives
 
     @property
     def troubles(self) -> Mapping[str, str]:
-        """Why a model's newest champion is not served, by model; the one before it, if any, still answers."""
+        """Why a model's versions are not served as the journal says, by model; its champion before still answers."""
         return self._now.troubles
 
     def refresh(self) -> int:
-        """Take in new journal entries, load the champions they name, then swap them in; returns ``applied``.
+        """Take in new journal entries, load the versions they name, then swap them in; returns ``applied``.
 
         A champion that cannot be loaded leaves the one before it in place and ``applied`` where it is, and is tried
         again every ``RETRY`` seconds. Cheap when nothing is new. Raises what the journal raises.
@@ -174,36 +131,91 @@ class Serving:
             retry = now.troubles and time.monotonic() >= self._retry_at
             if self._journal.last() == now.state.number and not retry:
                 return self._applied
-            state = fold(self._journal.read(after=now.state.number), now.state)
-            champions: dict[str, Champion] = {}
-            troubles: dict[str, str] = {}
-            for name in self._models:
-                known = state.model(name)
-                serving = now.champions.get(name)
-                number = known.aliases.get(CHAMPION)
-                try:
-                    if number is None:
-                        continue
-                    if serving is None or serving.version != number:
-                        serving = self._champion(name, number, known.version(number).training)
-                except Exception as error:  # whatever ails a new version, the old one keeps answering
-                    troubles[name] = f"version {number} cannot be loaded: {type(error).__name__}: {error}"
-                    self._retry_at = time.monotonic() + RETRY
-                if serving is not None:
-                    champions[name] = serving
-            self._now = _Now(state, champions, troubles)
-            if not troubles:
-                self._applied = state.number
+            self._swap(fold(self._journal.read(after=now.state.number), now.state))
             return self._applied
 
-    def _champion(self, name: str, number: int, training: str) -> Champion:
-        return Champion(number, training, self._load(name, training), self._request_rows(name))
+    def load(self, name: str, version: int | None = None) -> None:
+        """Load the model ``name``, or one ``version`` of it for a caller that names it. Blocks; see ``loaded``.
 
-    def _request_rows(self, name: str) -> RequestRows:
+        Raises NotFoundError when there is none, NotReadyError when it cannot be loaded.
+        """
+        known = self._state_of(name)
+        with self._turn:
+            if name not in self._wanted:
+                self._wanted.add(name)
+                self._swap(self._now.state)
+            if version is None or (live := self._now.lives.get(name)) is None or live.get(version) is not None:
+                return
+            if (name, version) not in self._pinned:
+                try:
+                    self._pinned[name, version] = self._version(name, known, version)
+                except NotFoundError:
+                    raise
+                except Exception as error:
+                    raise NotReadyError(f"Model {name!r}: {_cannot(version, error)}") from error
+            self._pinned.move_to_end((name, version))
+            while len(self._pinned) > PINS:
+                self._pinned.popitem(last=False)
+
+    def loaded(self, name: str, version: int | None = None) -> bool:
+        """Tell whether asking ``name`` (a ``version`` of it) needs no loading first."""
+        live = self._now.lives.get(name)
+        if live is None:
+            return name in self._wanted or name not in self._models
+        return version is None or live.get(version) is not None or (name, version) in self._pinned
+
+    def _swap(self, state: State) -> None:
+        lives: dict[str, Live] = {}
+        troubles: dict[str, str] = {}
+        for name in self._models:
+            if name in self._wanted:
+                live = self._make_live(name, state.model(name), self._now.lives.get(name), troubles)
+                if live is not None:
+                    lives[name] = live
+        self._now = _Now(state, lives, troubles)
+        if not troubles:
+            self._applied = state.number
+
+    def _make_live(self, name: str, known: ModelState, now: Live | None, troubles: dict[str, str]) -> Live | None:
+        number = known.aliases.get(CHAMPION)
+        if number is None:
+            return None
+
+        def have(version: int) -> Loaded | None:
+            found = now.get(version) if now else None
+            try:
+                return found or self._version(name, known, version)
+            except Exception as error:  # whatever ails a new version, the old one keeps answering
+                troubles.setdefault(name, _cannot(version, error))
+                self._retry_at = time.monotonic() + RETRY
+                return None
+
+        champion = have(number) or (now.champion if now else None)
+        others = {version: found for version in known.route.versions if (found := have(version)) is not None}
+        if champion is None:
+            return None
+        try:
+            model = self._models[name]
+            return Live(model, self.request_rows(name), champion, known.route, others, tuple(model.columns))
+        except Exception as error:
+            troubles.setdefault(name, _cannot(number, error))
+            self._retry_at = time.monotonic() + RETRY
+            return now
+
+    def _version(self, name: str, known: ModelState, number: int) -> Loaded:
+        training = known.version(number).training
+        return Loaded.of(number, training, self._load(name, training), self._models[name].columns)
+
+    def request_rows(self, name: str) -> RequestRows:
+        """Return what reads requests to the model ``name``. Raises what ``schema`` raises."""
         # A table's types are a contract that never changes, so they are read once.
         if name not in self._rows:
             self._rows[name] = RequestRows(self._schema(name), self._models[name].examples.key)
         return self._rows[name]
+
+    def _classes(self, name: str) -> tuple[Any, ...]:
+        live = self._now.lives.get(name)
+        return tuple(live.champion.predictor.encoding.classes) if live else ()
 
     def watermark(self) -> Applied | None:
         """Return what online state has applied, by which questions are answered now; None before it is built."""
@@ -211,15 +223,20 @@ class Serving:
             mark = snapshot.mark()
         return None if mark is None else Applied.decode(mark)
 
-    def waiting_for(self) -> str | None:
-        """Return why predictions cannot be answered yet, or None when every promoted champion is served."""
+    def freshness(self) -> Freshness:
+        """Return how fresh the online state and each feature view in it is."""
+        return freshness(self._online)
+
+    def waiting_for(self, name: str | None = None) -> str | None:
+        """Return why predictions (of one model) cannot be answered yet, or None when every champion is served."""
         if self.watermark() is None:
             return "The online state is not built yet."
-        if self._now.troubles:
-            name, trouble = next(iter(self._now.troubles.items()))
-            return f"Model {name!r}: {trouble}"
-        if not self._now.champions:
-            return "No model has a champion yet."
+        names = list(self._models) if name is None else [name]
+        for each in names:
+            if each in self._now.troubles:
+                return f"Model {each!r}: {self._now.troubles[each]}"
+        if not any(CHAMPION in self._now.state.model(each).aliases for each in names):
+            return "No model has a champion yet." if name is None else f"Model {name!r} has no champion yet."
         return None
 
     # Answering
@@ -231,42 +248,173 @@ class Serving:
             raise NotFoundError(f"There is no model {name!r}.{nearest(name, self._models)}")
         return found
 
-    def champion(self, name: str) -> Champion:
-        """Return the version of ``name`` that answers now. Raises NotFoundError, NotReadyError when there is none."""
-        champion = self._now.champions.get(name)
-        if champion is None:
+    def live(self, name: str) -> Live:
+        """Return ``name`` as it answers now. Raises NotFoundError, NotReadyError when it has no champion."""
+        live = self._now.lives.get(name)
+        if live is None:
             self.model(name)
             trouble = self._now.troubles.get(name)
             raise NotReadyError(
                 f"Model {name!r}: {trouble}" if trouble else f"Model {name!r} has no champion yet; none was promoted."
             )
-        return champion
+        return live
 
-    def predict(self, name: str, body: bytes, *, nonce: str | None = None) -> Kept:
+    def predict(self, name: str, body: bytes | bytearray, *, nonce: str | None = None) -> Kept:
         """Answer the rows in ``body`` (see RequestRows.read); the predictions are in the log when it returns.
 
         ``nonce`` makes the predictions' ids repeatable while t stands; by default it is random. Raises RequestError,
         NotFoundError, NotReadyError.
         """
-        champion = self.champion(name)
-        return self.answer(name, champion, champion.rows.read(body), nonce=nonce)
+        live = self.live(name)
+        began = time.perf_counter()
+        rows, where = live.rows.objects(body)
+        if not where and live.single:
+            lookup = self._lookup(live.model)
+            if hasattr(lookup, "row"):
+                return self._single(live, cast(RowFeatures, lookup), live.rows.row(rows[0]), nonce, began)
+        frame = live.rows.frame(rows, where)
+        return self.answer(live, frame, nonce=nonce, parsing=time.perf_counter() - began)
 
-    def answer(self, name: str, champion: Champion, requests: pl.DataFrame, *, nonce: str | None = None) -> Kept:
-        """Answer ``requests`` (the champion's request columns) by ``champion``."""
-        synced: list[Future[None]] = []
-
-        def keep(answers: Sequence[Logged]) -> None:
-            if self.system.endpoint.log == "all":
-                synced.extend(self._predictions.append(msgspec.json.encode(each)) for each in answers)
-
-        lookup = self._lookup(self.model(name))
-        answerer = Answerer(name, champion.version, champion.rows.key, lookup, champion.predictor, keep)
-        nonce = nonce or os.urandom(16).hex()
+    def _single(
+        self, live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str | None, began: float
+    ) -> Kept:
+        parsed = time.perf_counter()
         try:
-            logged = answerer.answer(requests, nonces=[f"{nonce}:{i}" for i in range(requests.height)], route=CHAMPION)
+            one, looking = single.answer(live, lookup, request, f"{nonce or os.urandom(16).hex()}:0", CHAMPION)
+        except WorkspaceError as error:
+            raise _not_yet(error) from error
+        answered = time.perf_counter()
+        synced = (self._predictions.append(_encode(one)),) if sampled(one.id, self._share) else ()
+        stages = (
+            ("parse", parsed - began),
+            ("lookup", looking),
+            ("predict", answered - parsed - looking),
+            ("log", time.perf_counter() - answered),
+        )
+        return Kept(live.champion.answers((one,)), synced, None, stages)
+
+    def answer(
+        self,
+        live: Live,
+        requests: pl.DataFrame,
+        *,
+        nonce: str | None = None,
+        version: int | None = None,
+        parsing: float = 0.0,
+    ) -> Kept:
+        """Answer ``requests`` (the model's request columns) as ``live`` shares them out, or all by ``version``.
+
+        ``parsing``: the seconds that reading them took. Errors as for ``predict``.
+        """
+        began = time.perf_counter()
+        nonce = nonce or os.urandom(16).hex()
+        looking = Looking(self._lookup(live.model), requests)
+        parts = self._share_out(live, requests, version)
+        logged: list[Logged] = []
+        answers: list[Answer] = []
+        mirrored: dict[int, list[int]] = {}
+        try:
+            for route, by, places in parts:
+                by, route, said = self._ask(live, by, route, requests, looking, places, nonce)
+                logged += said
+                answers += by.answers(said)
+                for other in mirrors(live.route, live.champion.version, route, by.version):
+                    mirrored.setdefault(other, []).extend(places)
         except WorkspaceError as error:  # the worker has not built the online state, or builds it for other views
-            raise NotReadyError(f"Features cannot be looked up yet: {error}.") from error
-        return Kept(champion.answers(logged), tuple(synced))
+            raise _not_yet(error) from error
+        if len(parts) > 1:
+            order = [place for _, _, places in parts for place in places]
+            answers = [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda each: each[0])]
+        answered = time.perf_counter()
+        synced = tuple(self._predictions.append(_encode(each)) for each in logged if sampled(each.id, self._share))
+        mirror = None
+        if mirrored and self._share:
+            ids = [answer.id for answer in answers]
+
+            def mirror() -> None:
+                for other, places in sorted(mirrored.items()):
+                    self._mirror(live, other, requests, looking, sorted(places), nonce, ids)
+
+        stages = (
+            ("parse", parsing),
+            ("lookup", looking.seconds),
+            ("predict", answered - began - looking.seconds),
+            ("log", time.perf_counter() - answered),
+        )
+        return Kept(answers, synced, mirror, stages)
+
+    def _share_out(
+        self, live: Live, requests: pl.DataFrame, version: int | None
+    ) -> list[tuple[str, Loaded, list[int]]]:
+        """Return who answers which rows of ``requests``: (route, version, places)."""
+        everything = list(range(requests.height))
+        if version is not None:
+            pinned = live.get(version) or self._pinned.get((live.model.name, version))
+            if pinned is None:
+                raise NotReadyError(f"Version {version} of model {live.model.name!r} is not loaded; try again.")
+            return [(PINNED, pinned, everything)]
+        if not live.route.arms:
+            return [(CHAMPION, live.champion, everything)]
+        keys = plain(requests.select(live.rows.key)).rows()
+        parts: list[tuple[str, Loaded, list[int]]] = []
+        for route, number, places in split(live.route, live.champion.version, keys):
+            by = live.get(number)
+            parts.append((CHAMPION, live.champion, places) if by is None else (route, by, places))
+        return parts
+
+    def _ask(
+        self,
+        live: Live,
+        by: Loaded,
+        route: str,
+        requests: pl.DataFrame,
+        looking: Looking,
+        places: list[int],
+        nonce: str,
+    ) -> tuple[Loaded, str, list[Logged]]:
+        """Return who answered, by which route, and what: the champion where an arm fails."""
+        rows = requests if len(places) == requests.height else requests[places]
+        nonces = [f"{nonce}:{place}" for place in places]
+        try:
+            return by, route, self._answerer(live, by, looking.of(places)).answer(rows, nonces=nonces, route=route)
+        except WorkspaceError:
+            raise
+        except Exception:
+            if route in (CHAMPION, PINNED):
+                raise
+        # What is wrong with the question itself, the champion will say as well.
+        answered = self._ask(live, live.champion, CHAMPION, requests, looking, places, nonce)
+        self.failures[live.model.name, by.version] += 1
+        return answered
+
+    def _mirror(
+        self,
+        live: Live,
+        version: int,
+        requests: pl.DataFrame,
+        looking: Looking,
+        places: list[int],
+        nonce: str,
+        ids: Sequence[str],
+    ) -> None:
+        """Ask ``version`` what others have answered, and log what it says where their answer ``ids`` are logged."""
+        by = live.get(version)
+        if by is None:
+            return
+        nonces = [shadow_nonce(f"{nonce}:{place}", version) for place in places]
+        rows = requests if len(places) == requests.height else requests[places]
+        try:
+            said = self._answerer(live, by, looking.of(places)).answer(rows, nonces=nonces, route=SHADOW)
+        except Exception:  # a shadow that fails is counted, and costs nobody an answer
+            self.failures[live.model.name, version] += 1
+            return
+        for place, each in zip(places, said, strict=True):
+            if sampled(ids[place], self._share):
+                self._predictions.append(_encode(each))
+
+    @staticmethod
+    def _answerer(live: Live, by: Loaded, lookup: Features) -> Answerer:
+        return Answerer(live.model.name, by.version, live.rows.key, lookup, by.predictor, lambda _: None)
 
     def _lookup(self, model: Model) -> Features:
         mine: dict[str, Features] = self._lookups.__dict__
@@ -274,82 +422,19 @@ class Serving:
             mine[model.name] = self._make_lookup(model, self._online)
         return mine[model.name]
 
-    # Taking in
-
-    def feedback(self, body: bytes, *, nonce: str | None = None) -> tuple[str, Future[None]]:
-        """Write feedback to its log: ``{"model", "prediction": id or "key": {…}, "value"}``; returns its id.
-
-        The same ``nonce`` for the same model is the same feedback. Raises RequestError, NotFoundError, NotReadyError.
-        """
-        value = fields(read_json(body), ("model", "prediction", "key", "value"))
-        for name in ("model", "value"):
-            if name not in value:
-                raise RequestError("Missing field.", field=name)
-        if not isinstance(value["model"], str):
-            raise RequestError("Must be the name of a model.", field="model")
-        model = self.model(value["model"])
-        prediction, key = value.get("prediction"), value.get("key")
-        if (prediction is None) == (key is None):
-            raise RequestError("Send the id of a prediction, or a key; one of the two.", field="prediction")
-        if prediction is not None and not (isinstance(prediction, str) and 0 < len(prediction) <= 64):
-            raise RequestError("Must be the id that came with the prediction.", field="prediction")
-        record = Feedback(
-            id=fingerprint(FEEDBACK, model.name, nonce or os.urandom(16).hex())[:24],
-            model=model.name,
-            prediction=prediction,
-            key=None if key is None else self._key(model, key),
-            value=self._truth(model, value["value"]),
-        )
-        return record.id, self._feedback.append(msgspec.json.encode(record))
-
-    def _key(self, model: Model, key: Any) -> list[Any]:
-        if not isinstance(key, dict):
-            raise RequestError(f"Must be an object with {', '.join(model.examples.key)}.", field="key")
-        try:
-            schema = self._request_rows(model.name).schema
-        except TidemillError as error:
-            raise NotReadyError(f"The key of {model.name!r} has no types yet: {error}") from error
-        columns = {name: schema[name] for name in model.examples.key}
-        return list(plain(RequestRows(columns, model.examples.key).frame([key], "key.")).row(0))
-
-    def _truth(self, model: Model, value: Any) -> Any:
-        scalar(value, "value")
-        number = type(value) in (int, float)
-        if model.task == "regression":
-            if not number:
-                raise RequestError("Must be a number: the model predicts one.", field="value")
-            return value
-        champion = self._now.champions.get(model.name)
-        classes = champion.predictor.encoding.classes if champion else ()
-        alike = any(type(each) is type(value) or (number and type(each) in (int, float)) for each in classes)
-        if classes and not alike:
-            raise RequestError(
-                f"Must be one of the model's classes, {msgspec.json.encode(classes).decode()}, or of their type.",
-                field="value",
-            )
-        return value
-
-    def push(self, name: str, body: bytes, *, idempotency_key: str | None = None) -> tuple[int, Future[None]]:
-        """Write ``{"rows": [{…}, …]}`` for source ``name`` to its log; returns the number of rows.
-
-        Their types are checked at ingest, where a row that breaks the contract is quarantined, and where a repeated
-        ``idempotency_key`` is dropped. Raises RequestError, NotFoundError.
-        """
-        writer = self._pushed.get(name)
-        if writer is None:
-            known = [source.name for source in self.system.sources]
-            if name in known:
-                raise RequestError(
-                    f"Source {name!r} does not take pushed rows; it is declared with another reader than tm.push().",
-                    field="source",
-                )
-            raise NotFoundError(f"There is no source {name!r}.{nearest(name, known)}")
-        value = fields(read_json(body), ("rows",))
-        rows = pushed_rows(value.get("rows"))
-        record = msgspec.json.encode({"source": name, "rows": rows, "idempotency_key": idempotency_key})
-        return len(rows), writer.append(record)
+    def _state_of(self, name: str) -> ModelState:
+        self.model(name)
+        return self._now.state.model(name)
 
     def close(self) -> None:
         """Sync and close this process's log segments. Idempotent."""
-        for writer in (self._predictions, self._feedback, *self._pushed.values()):
-            writer.close()
+        self._predictions.close()
+        self.inbox.close()
+
+
+def _not_yet(error: WorkspaceError) -> NotReadyError:
+    return NotReadyError(f"Features cannot be looked up yet: {error}.")
+
+
+def _cannot(version: int, error: Exception) -> str:
+    return f"version {version} cannot be loaded: {type(error).__name__}: {error}"

@@ -12,20 +12,22 @@ from typing import Any, Literal
 
 from tidemill.base.errors import NotFoundError
 from tidemill.base.schema import nearest
+from tidemill.engine.route import PLAIN, Route
 from tidemill.ports.journal import Entry
 
 #: Every kind of entry, and what its body says.
 KINDS: Mapping[str, str] = {
-    "commit": "rows were committed to a table: table, rows, quarantined, first_seq, next_seq",
+    "commit": "rows were committed to a table: table, rows, quarantined, first_seq, next_seq, cleaned",
     "loaded": "the first load of a source ended; from now on known-at is at least the tick: source",
     "halt": "a source stands still because an input cannot be read: source, reason",
     "resume": "a source that stood still is read again: source",
     "declare": "the declared system is new or has changed: declared, changes (of recipes, in words)",
     "train": "a training started: model, training, recipe, case, reasons, as_of, ready, next_seq, rival",
     "fail": "a training failed: model, training, reason",
-    "judge": "a candidate was judged: model, training, judged (verdict, metrics, kpis, slices, warnings, …)",
+    "judge": "a candidate was judged: model, training, judged (verdict, proof, metrics, kpis, slices, warnings, …)",
     "version": "a model version was made: model, version, training, recipe, as_of",
     "alias": "an alias was pointed at a version: model, alias, version, previous, reasons",
+    "route": "questions are shared out anew: model, route (arms, shadows, …), previous, judged (or null), reasons",
     "watch": "predictions were watched: model, version, predictions, drift, performance, alarms, raised, cleared",
     "request": "somebody's request was taken up: request, body, refused (why, or null)",
 }
@@ -64,7 +66,8 @@ class ModelState:
     """One model: its versions, its aliases with their history, its training under way and its newest report.
 
     ``tenures``: (tick, alias, version) whenever an alias was pointed. ``last_started``, ``tried``: tick and recipe of
-    the last training. ``watched``: the newest report, of tick ``watched_at``.
+    the last training. ``watched``: the newest report, of tick ``watched_at``. ``route``: how questions are shared out
+    since tick ``routed_at``; ``looks``: how often an automatic canary has been judged.
     """
 
     versions: tuple[Version, ...] = ()
@@ -76,6 +79,9 @@ class ModelState:
     judged: Mapping[str, Any] | None = None
     watched: Mapping[str, Any] | None = None
     watched_at: int | None = None
+    route: Route = PLAIN
+    routed_at: int | None = None
+    looks: int = 0
 
     def version(self, number: int) -> Version:
         """Return version ``number``. Raises NotFoundError."""
@@ -92,12 +98,11 @@ class ModelState:
         number = reference.removeprefix("v")
         if number.isdigit():
             return self.version(int(number))
-        if reference not in self.aliases:
-            known = ", ".join(sorted(self.aliases)) or "none yet"
-            raise NotFoundError(
-                f"There is no alias {reference!r} (aliases: {known}).{nearest(reference, self.aliases)}"
-            )
-        return self.version(self.aliases[reference])
+        named = {arm.name: arm.version for arm in self.route.arms} | dict(self.aliases)
+        if reference not in named:
+            known = ", ".join(sorted(named)) or "none yet"
+            raise NotFoundError(f"There is no alias {reference!r} (aliases: {known}).{nearest(reference, named)}")
+        return self.version(named[reference])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +144,7 @@ class State:
                 return replace(state, halted={k: v for k, v in state.halted.items() if k != body["source"]})
             case "declare":
                 return replace(state, declared=body["declared"])
-            case "train" | "fail" | "judge" | "version" | "alias" | "watch":
+            case "train" | "fail" | "judge" | "version" | "alias" | "route" | "watch":
                 name = body["model"]
                 return replace(state, models={**state.models, name: _advance(state.model(name), entry)})
         return state
@@ -189,6 +194,15 @@ def _advance(model: ModelState, entry: Entry) -> ModelState:
                 model,
                 aliases={**model.aliases, body["alias"]: body["version"]},
                 tenures=(*model.tenures, (tick, body["alias"], body["version"])),
+            )
+        case "route":
+            route = Route.from_json(body["route"])
+            looked = body["judged"] is not None and route == model.route
+            return replace(
+                model,
+                route=route,
+                routed_at=model.routed_at if looked else tick,
+                looks=model.looks + 1 if looked else 0,
             )
         case _:
             return replace(model, watched=body, watched_at=tick)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tidemill.engine.route import CHAMPION, Route
 from tidemill.ports.journal import Entry
 
 
@@ -27,7 +28,8 @@ class Lineage:
     """The journal's part of a prediction's account.
 
     ``data`` by table. ``train``, ``judge`` and ``version``: the entries by which the model's version came to be;
-    ``alias``: the newest entry that gave it its route before the prediction. None where the journal has no such entry.
+    ``alias``: the newest entry (of kind alias or route) that gave it its route before the prediction. None where the
+    journal has no such entry.
     """
 
     data: Mapping[str, Data] = field(default_factory=dict)
@@ -67,5 +69,7 @@ def lineage(entries: Iterable[Entry], logged: Mapping[str, Any], applied: Mappin
                 version = entry
             case "alias" if body["version"] == number and body["alias"] == logged["route"] and entry.number <= upto:
                 alias = entry
+            case "route" if number in Route.from_json(body["route"]).versions and entry.number <= upto:
+                alias = entry if logged["route"] != CHAMPION else alias
     training = version.body["training"] if version is not None else ""
     return Lineage(data, trains.get(training), judges.get(training), version, alias)

@@ -18,6 +18,7 @@ from tidemill.engine.example import ASKED_AT
 from tidemill.engine.interval import Interval
 from tidemill.engine.outcome import feature_frame, label_columns, outcomes, predictions, truth
 from tidemill.engine.profile import Profile
+from tidemill.engine.route import SHADOW
 from tidemill.engine.state import ModelState, Version
 from tidemill.engine.table import TIME
 from tidemill.ports.journal import Journal
@@ -25,7 +26,7 @@ from tidemill.ports.lake import Lake
 from tidemill.spec.model import Model
 from tidemill.spec.system import System
 
-_COLUMNS = ("id", "model", "version", "asked", "key", "features", "prediction", SEQ)
+_COLUMNS = ("id", "model", "version", "route", "asked", "key", "features", "prediction", SEQ)
 
 
 class Watch:
@@ -42,7 +43,7 @@ class Watch:
     def remember(self, table: str, rows: pl.DataFrame) -> None:
         """Take note of newly drained rows of a ledger table."""
         if table == ledger.PREDICTIONS and self._recent is not None:
-            self._recent.append(rows.select(_COLUMNS).filter(pl.col("model") == self._model.name))
+            self._recent.append(self._answers(rows))
 
     def look(self, state: ModelState, tick: int) -> dict[str, Any] | None:
         """Return the report due at ``tick`` as plain data for the journal; None when none is due or nothing is served.
@@ -82,13 +83,17 @@ class Watch:
             "cleared": [alarm for alarm in before if alarm not in alarms],
         }
 
+    def _answers(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return those of the ledger's ``rows`` that this model answered: what shadows said, nobody was told."""
+        return rows.select(_COLUMNS).filter((pl.col("model") == self._model.name) & (pl.col("route") != SHADOW))
+
     def _since(self, tick: int) -> pl.DataFrame:
         """Return the predictions that a report at ``tick`` may look at; older ones are forgotten."""
         if self._recent is None:
             self._recent = []
             if self._lake.head(ledger.PREDICTIONS) is not None:
                 rows = pl.DataFrame(self._lake.scan(ledger.PREDICTIONS, columns=_COLUMNS))
-                self._recent.append(rows.filter(pl.col("model") == self._model.name))
+                self._recent.append(self._answers(rows))
         if not self._recent:
             return pl.DataFrame(schema={name: ledger.PREDICTION_SCHEMA[name] for name in _COLUMNS})
         label = self._model.label

@@ -18,10 +18,11 @@ _STOP_SECONDS = 10
 
 
 class ServerProcess:
-    """One server process of a project, on loopback. Ends with this process."""
+    """The server of a project, on loopback: one process, or several on one port. Ends with this process."""
 
-    def __init__(self, project: Path, port: int, log: Path) -> None:
+    def __init__(self, project: Path, port: int, log: Path, *, workers: int = 1) -> None:
         """Start the server of the declared file ``project`` on ``port`` (0: a free one), its messages into ``log``."""
+        module = ["tidemill.server.main"] if workers == 1 else ["tidemill.server.group", "--workers", str(workers)]
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         with log.open("ab") as errors:
@@ -29,7 +30,7 @@ class ServerProcess:
                 [
                     sys.executable,
                     "-m",
-                    "tidemill.server.main",
+                    *module,
                     "--system",
                     str(project),
                     "--port",

@@ -1,9 +1,9 @@
-"""The HTTP face of a system: a bare ASGI application, the path of a prediction first.
+"""What the routes answer: the application over one ``Serving``, the path of a prediction first.
 
 Where the work is done: a request of up to ``INLINE`` bytes is answered in the event loop's own thread, for handing one
 row to another thread costs more than it saves while the interpreter runs one thread at a time; a longer body (a batch)
-goes to one worker thread, so that it does not hold up single rows and health checks. A second worker thread follows the
-journal and loads champions.
+goes to one worker thread, so that it does not hold up single rows and health checks. A second thread follows the
+journal and loads versions; a third asks the shadows.
 """
 
 from __future__ import annotations
@@ -15,255 +15,374 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
-
-from tidemill.base.clock import format_time
-from tidemill.base.errors import NotFoundError, NotReadyError, RequestError
+from tidemill import __version__
+from tidemill.base.clock import SECOND, format_time
+from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError
 from tidemill.base.schema import nearest
+from tidemill.engine.live import Kept
+from tidemill.engine.route import PLAIN
 from tidemill.engine.serving import Serving
-from tidemill.server.metrics import CONTENT_TYPE, Metrics, Sample
+from tidemill.server import infer, openapi
+from tidemill.server.access import AccessLog
+from tidemill.server.message import LATER, RefusedError, Reply, Request, encode, fault
+from tidemill.server.metrics import CONTENT_TYPE, Family, Metrics, gauge, render
+from tidemill.server.peers import Peers, Told
 from tidemill.spec.feature import OnDemand
+from tidemill.spec.system import Endpoint
 
 #: Bytes of a body up to which a request is answered in the event loop's thread.
 INLINE = 16_384
+#: Requests that wait for the shadows, at most; more are counted and not mirrored.
+MIRRORS = 256
+#: Seconds between two tellings of this worker's figures, and between two writings of the access log.
+TELL = 1.0
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_T = TypeVar("_T")
-_Handler = Callable[["_Call"], Awaitable["_Reply"]]
-
-_JSON = b"application/json"
-_encode = msgspec.json.Encoder().encode
+_Later = Coroutine[Any, Any, Reply]
+#: Answers a request about a name and a version (text; empty where the path has none).
+_Handler = Callable[[Request, str, str], Reply | _Later]
+#: Answers a request; returns what was kept, and what makes the reply.
+_Work = Callable[[], tuple[Kept, Callable[[], Reply]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a server takes on.
 
-    ``body``: bytes of a request's body. ``in_flight``: requests with a body being worked on at once. ``patience``:
-    seconds within which the whole body must have come. ``poll``: seconds between looks at the journal.
+    ``in_flight``: requests being worked on at once. ``seconds``: within which one must be answered. ``poll``: seconds
+    between looks at the journal.
     """
 
-    body: int = 8 * 1024 * 1024
     in_flight: int = 256
-    patience: float = 10.0
+    seconds: float = 10.0
     poll: float = 0.05
 
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One request: the name in its path, if any, its headers, and where its body comes from."""
-
-    name: str
-    headers: Iterable[tuple[bytes, bytes]]
-    receive: Receive
-
-    def header(self, wanted: bytes) -> bytes | None:
-        return next((value for name, value in self.headers if name == wanted), None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    status: int
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    content_type: bytes = _JSON
-
-
-class _RefusedError(Exception):
-    """The request is refused with this reply."""
-
-    def __init__(self, status: int, reason: str, *headers: tuple[bytes, bytes], field: str | None = None) -> None:
-        self.reply = _Reply(status, _encode({"error": {"field": field, "reason": reason}}), headers)
-        super().__init__(reason)
-
-
-class _GoneError(Exception):
-    """The client went away before its request was whole."""
+    @staticmethod
+    def of(endpoint: Endpoint) -> Limits:
+        """Return the limits that ``endpoint`` declares."""
+        return Limits(endpoint.max_requests, endpoint.timeout / SECOND)
 
 
 class App:
-    """The ASGI application over one ``Serving``.
+    """Answers whole requests. ``startup`` first, ``shutdown`` last; it follows the journal in between."""
 
-    It follows the journal from the server's startup to its shutdown, and then closes the logs.
-    """
-
-    def __init__(self, serving: Serving, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        limits: Limits | None = None,
+        *,
+        peers: Peers | None = None,
+        access: AccessLog | None = None,
+    ) -> None:
         self._serving = serving
-        self._limits = limits or Limits()
+        self._limits = limits or Limits.of(serving.system.endpoint)
+        self._peers = peers or Peers()
+        self._access = access or AccessLog(None, "none")
         self._metrics = Metrics()
+        #: Tells how many connections are open.
+        self.connections: Callable[[], int] = lambda: 0
+        self._sync = serving.system.endpoint.durability == "sync"
         self._in_flight = 0
+        self._mirroring = 0
         self._batches = ThreadPoolExecutor(1, "batch")
         self._journal = ThreadPoolExecutor(1, "journal")
-        self._routes: dict[tuple[str, ...], tuple[str, dict[str, _Handler]]] = {
-            ("v1", "models", "*", "predict"): ("/v1/models/{model}/predict", {"POST": self._predict}),
-            ("v1", "feedback"): ("/v1/feedback", {"POST": self._feedback}),
-            ("v1", "tables", "*"): ("/v1/tables/{source}", {"POST": self._push}),
-            ("v1", "models"): ("/v1/models", {"GET": self._list_models}),
-            ("v1", "models", "*"): ("/v1/models/{model}", {"GET": self._show_model}),
-            ("v1", "health"): ("/v1/health", {"GET": self._health}),
-            ("v1", "ready"): ("/v1/ready", {"GET": self._ready}),
-            ("metrics",): ("/metrics", {"GET": self._show_metrics}),
+        self._shadows = ThreadPoolExecutor(1, "shadow")
+        self._follower: asyncio.Task[None] | None = None
+        self._document: tuple[int, bytes] | None = None
+        self._routes: dict[str, dict[str, _Handler]] = {
+            "/v1/models/{model}/predict": {"POST": self._predict},
+            "/v1/models": {"GET": self._list_models},
+            "/v1/models/{model}": {"GET": self._show_model},
+            "/v1/feedback": {"POST": self._feedback},
+            "/v1/tables/{source}": {"POST": self._push},
+            "/v1/health": {"GET": self._health},
+            "/v1/ready": {"GET": self._ready},
+            "/v2": {"GET": self._show_server},
+            "/v2/health/live": {"GET": self._alive},
+            "/v2/health/ready": {"GET": self._ready},
+            "/v2/models/{model}": {"GET": self._show_inputs},
+            "/v2/models/{model}/versions/{version}": {"GET": self._show_inputs},
+            "/v2/models/{model}/ready": {"GET": self._model_ready},
+            "/v2/models/{model}/versions/{version}/ready": {"GET": self._model_ready},
+            "/v2/models/{model}/infer": {"POST": self._infer},
+            "/v2/models/{model}/versions/{version}/infer": {"POST": self._infer},
+            "/openapi.json": {"GET": self._show_document},
+            "/metrics": {"GET": self._show_metrics},
+        }
+        self._patterns = {tuple("*" if part[:1] == "{" else part for part in path.split("/")): path
+                          for path in self._routes}  # fmt: skip
+        # The paths that are asked for most are looked up whole.
+        self._known = {
+            f"/v1/models/{model.name}/predict": ("/v1/models/{model}/predict", model.name, "")
+            for model in serving.system.models
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the server's life."""
-        if scope["type"] == "lifespan":
-            return await self._live(receive, send)
-        started = time.perf_counter()
+    # Answering
+
+    def answer(self, request: Request) -> Reply | _Later:
+        """Answer ``request``, at once or later. Never raises."""
+        began = time.perf_counter()
         route = "unknown"
         try:
-            route, handler, name = self._find(scope["path"], scope["method"])
-            reply = await handler(_Call(name, scope["headers"], receive))
-        except _GoneError:
-            return None
+            route, handler, name, version = self._find(request)
+            reply = handler(request, name, version)
         except Exception as error:  # every failure has its answer, and none shows the program's inside
-            reply = self._failure(route, error)
-        self._metrics.observe(route, reply.status, time.perf_counter() - started)
-        headers = [
-            (b"content-type", reply.content_type),
-            (b"content-length", str(len(reply.body)).encode()),
-            *reply.headers,
-        ]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        return await send({"type": "http.response.body", "body": reply.body})
+            reply = self._failure(route, request, error)
+        if isinstance(reply, Reply):
+            self._note(request, route, reply, time.perf_counter() - began)
+            return reply
+        return self._finish(request, route, reply, began)
 
-    def _find(self, path: str, method: str) -> tuple[str, _Handler, str]:
-        parts = tuple(path.split("/")[1:])
-        name = ""
-        found = self._routes.get(parts)
-        if found is None and len(parts) > 2:
-            name, found = parts[2], self._routes.get((*parts[:2], "*", *parts[3:]))
+    async def _finish(self, request: Request, route: str, answering: _Later, began: float) -> Reply:
+        try:
+            reply = await answering
+        except Exception as error:
+            reply = self._failure(route, request, error)
+        self._note(request, route, reply, time.perf_counter() - began)
+        return reply
+
+    def _note(self, request: Request, route: str, reply: Reply, seconds: float) -> None:
+        self._metrics.observe(route, reply.status, seconds)
+        self._access.note(request, route, reply.status, len(reply.body), seconds)
+
+    def _find(self, request: Request) -> tuple[str, _Handler, str, str]:
+        """Return the route, what answers it, and the name and the version in the path."""
+        path, method = request.path, request.method
+        found = self._known.get(path)
         if found is None:
-            known = [route for route, _ in self._routes.values()]
-            raise NotFoundError(f"There is no route {path[:200]!r}.{nearest(path[:200], known)}")
-        route, handlers = found
-        handler = handlers.get(method)
+            parts = path.split("/")
+            name = version = ""
+            route = self._patterns.get(tuple(parts))
+            if route is None and len(parts) > 3:
+                name, parts[3] = parts[3], "*"
+                route = self._patterns.get(tuple(parts))
+                if route is None and len(parts) > 5:
+                    version, parts[5] = parts[5], "*"
+                    route = self._patterns.get(tuple(parts))
+            if route is None:
+                raise NotFoundError(f"There is no route {path[:200]!r}.{nearest(path[:200], self._routes)}")
+            found = route, name, version
+        handlers = self._routes[found[0]]
+        handler = handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             allowed = ", ".join(handlers)
-            raise _RefusedError(405, f"{route} takes {allowed}, not {method[:20]}.", (b"allow", allowed.encode()))
-        return route, handler, name
+            raise RefusedError(405, f"{found[0]} takes {allowed}, not {method[:20]}.", (b"allow", allowed.encode()))
+        if request.body and (request.header(b"content-encoding") or b"identity").lower() != b"identity":
+            raise RefusedError(415, "The body must not be compressed.", field="Content-Encoding")
+        return found[0], handler, found[1], found[2]
 
-    def _failure(self, route: str, error: Exception) -> _Reply:
+    def _failure(self, route: str, request: Request, error: Exception) -> Reply:
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        field: str | None = None
         match error:
-            case _RefusedError():
-                return error.reply
+            case RefusedError():
+                status, reason, headers, field = error.status, error.reason, error.headers, error.field
             case RequestError():
-                return _RefusedError(400, str(error), field=error.field).reply
+                status, reason, field = 400, str(error), error.field
             case NotFoundError():
-                return _RefusedError(404, str(error)).reply
+                status, reason = 404, str(error)
             case NotReadyError():
-                return _RefusedError(503, str(error), (b"retry-after", b"1")).reply
-        id = os.urandom(8).hex()
-        log("error", "a request failed", error, id=id, route=route)
-        reason = "The server failed; its log has the details under this id."
-        return _Reply(500, _encode({"error": {"id": id, "field": None, "reason": reason}}))
+                status, reason, headers = 503, str(error), (LATER,)
+            case _:
+                id = os.urandom(8).hex()
+                log("error", "a request failed", error, id=id, route=route)
+                reason = "The server failed; its log has the details under this id."
+                return fault(request.path, 500, reason, id=id)
+        return fault(request.path, status, reason, *headers, field=field)
 
-    # Predictions, feedback, pushed rows
+    # Predictions
 
-    async def _predict(self, call: _Call) -> _Reply:
-        nonce = _token(call, b"x-request-id", "X-Request-Id")
+    def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
+        nonce = _token(request, b"x-request-id", "X-Request-Id")
+
+        def work() -> tuple[Kept, Callable[[], Reply]]:
+            kept = self._serving.predict(name, request.body, nonce=nonce)
+            return kept, lambda: Reply(200, encode({"model": name, "predictions": kept.answers}))
+
+        return self._worked(request, name, None, work)
+
+    def _infer(self, request: Request, name: str, version: str) -> Reply | _Later:
+        nonce = _token(request, b"x-request-id", "X-Request-Id")
+        pinned = self._number(name, version)
+
+        def work() -> tuple[Kept, Callable[[], Reply]]:
+            live = self._serving.live(name)
+            began = time.perf_counter()
+            asked, rows = infer.read(request.body, request.header(infer.LENGTH), live)
+            parsing = time.perf_counter() - began
+            kept = self._serving.answer(live, rows, nonce=nonce, version=pinned, parsing=parsing)
+            return kept, lambda: infer.answer(name, live, asked, kept.answers)
+
+        return self._worked(request, name, pinned, work)
+
+    def _number(self, name: str, version: str) -> int | None:
+        """Return the version that a path names, None for none. Raises NotFoundError."""
+        if not version:
+            return None
+        self._serving.model(name)
+        if not version.isdecimal() or len(version) > 9:
+            raise NotFoundError(f"There is no version {version[:40]!r}; versions are whole numbers.")
+        return self._serving.state.model(name).version(int(version)).number
+
+    def _worked(self, request: Request, name: str, version: int | None, work: _Work) -> Reply | _Later:
+        """Do ``work`` here and now when it is short, else later; reply as it says."""
+        short = len(request.body) <= INLINE
+        if not short or self._sync or not self._serving.loaded(name, version):
+            return self._worked_later(request, name, version, work, short)
+        kept, say = work()
+        return self._said(request, name, kept, say)
+
+    async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work, short: bool) -> Reply:
         with self._admitted():
-            body = await self._body(call)
-            kept = await self._work(body, partial(self._serving.predict, call.name, body, nonce=nonce))
-            await self._durable(kept.synced)
-        self._metrics.predictions[call.name, kept.answers[0].version] += len(kept.answers)
-        return _Reply(200, _encode({"model": call.name, "predictions": kept.answers}))
+            async with self._in_time():
+                loop = asyncio.get_running_loop()
+                if not self._serving.loaded(name, version):
+                    await loop.run_in_executor(self._journal, self._serving.load, name, version)
+                kept, say = work() if short else await loop.run_in_executor(self._batches, work)
+                await self._durable(kept.synced)
+        return self._said(request, name, kept, say)
 
-    async def _feedback(self, call: _Call) -> _Reply:
-        nonce = _token(call, b"idempotency-key", "Idempotency-Key")
-        with self._admitted():
-            body = await self._body(call)
-            id, synced = await self._work(body, partial(self._serving.feedback, body, nonce=nonce))
-            await self._durable((synced,))
-        return _Reply(202, _encode({"feedback": id}))
+    def _said(self, request: Request, name: str, kept: Kept, say: Callable[[], Reply]) -> Reply:
+        metrics = self._metrics
+        began = time.perf_counter()
+        reply = say()
+        metrics.stage("encode", time.perf_counter() - began)
+        metrics.stage("read", request.reading)
+        for stage, seconds in kept.stages:
+            metrics.stage(stage, seconds)
+        for answer in kept.answers:
+            metrics.predictions[name, answer.version, answer.route] += 1
+        if kept.mirror is not None:
+            if self._mirroring >= MIRRORS:
+                metrics.dropped += 1
+            else:
+                self._mirroring += 1
+                asyncio.get_running_loop().call_soon(self._mirror, kept.mirror)  # once the answer is out
+        return reply
 
-    async def _push(self, call: _Call) -> _Reply:
-        key = _token(call, b"idempotency-key", "Idempotency-Key")
+    def _mirror(self, mirror: Callable[[], None]) -> None:
+        def done(_: Future[None]) -> None:
+            self._mirroring -= 1
+
+        self._shadows.submit(mirror).add_done_callback(done)
+
+    # Feedback and pushed rows
+
+    def _feedback(self, request: Request, _: str, __: str) -> Reply | _Later:
+        nonce = _token(request, b"idempotency-key", "Idempotency-Key")
+        work = partial(self._serving.inbox.feedback, request.body, nonce=nonce)
+        return self._taken(request, work, "feedback")
+
+    def _push(self, request: Request, name: str, _: str) -> Reply | _Later:
+        key = _token(request, b"idempotency-key", "Idempotency-Key")
+        work = partial(self._serving.inbox.push, name, request.body, idempotency_key=key)
+        return self._taken(request, work, "rows")
+
+    def _taken(self, request: Request, work: Callable[[], tuple[Any, Future[None]]], what: str) -> Reply | _Later:
+        if len(request.body) <= INLINE and not self._sync:
+            return Reply(202, encode({what: work()[0]}))
+        return self._taken_later(request, work, what)
+
+    async def _taken_later(self, request: Request, work: Callable[[], tuple[Any, Future[None]]], what: str) -> Reply:
         with self._admitted():
-            body = await self._body(call)
-            rows, synced = await self._work(body, partial(self._serving.push, call.name, body, idempotency_key=key))
-            await self._durable((synced,))
-        return _Reply(202, _encode({"rows": rows}))
+            async with self._in_time():
+                loop = asyncio.get_running_loop()
+                short = len(request.body) <= INLINE
+                done, synced = work() if short else await loop.run_in_executor(self._batches, work)
+                await self._durable((synced,))
+                return Reply(202, encode({what: done}))
 
     @contextlib.contextmanager
-    def _admitted(self) -> Any:
+    def _admitted(self) -> Iterator[None]:
         if self._in_flight >= self._limits.in_flight:
-            raise _RefusedError(503, "Too many requests are under way; try again.", (b"retry-after", b"1"))
+            raise RefusedError(503, "Too many requests are under way; try again.", LATER)
         self._in_flight += 1
         try:
             yield
         finally:
             self._in_flight -= 1
 
-    async def _body(self, call: _Call) -> bytes:
-        limit = self._limits.body
-        too_large = _RefusedError(
-            413, f"The body is larger than {limit} bytes; send fewer rows.", (b"connection", b"close")
-        )
-        announced = call.header(b"content-length") or b""
-        if announced.isdigit() and int(announced) > limit:
-            raise too_large
-        parts: list[bytes] = []
-        size = 0
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> Any:
         try:
-            async with asyncio.timeout(self._limits.patience):
-                while True:
-                    message = await call.receive()
-                    if message["type"] == "http.disconnect":
-                        raise _GoneError
-                    part: bytes = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise too_large
-                    parts.append(part)
-                    if not message.get("more_body"):
-                        return part if len(parts) == 1 else b"".join(parts)
+            async with asyncio.timeout(self._limits.seconds):
+                yield
         except TimeoutError:
-            reason = f"The body did not come within {self._limits.patience:g} s."
-            raise _RefusedError(408, reason, (b"connection", b"close")) from None
-
-    async def _work(self, body: bytes, work: Callable[[], _T]) -> _T:
-        if len(body) <= INLINE:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._batches, work)
+            reason = f"It could not be done within {self._limits.seconds:g} s; try again, or send fewer rows."
+            raise RefusedError(503, reason, LATER) from None
 
     async def _durable(self, synced: Iterable[Future[None]]) -> None:
-        if self._serving.system.endpoint.durability == "sync":
+        if self._sync:
             for each in synced:
                 await asyncio.wrap_future(each)
 
     # What is served, and how it is
 
-    async def _list_models(self, _: _Call) -> _Reply:
-        return _Reply(200, _encode({"models": [self._describe(model.name) for model in self._serving.system.models]}))
+    def _list_models(self, _: Request, __: str, ___: str) -> Reply:
+        return Reply(200, encode({"models": [self._describe(model.name) for model in self._serving.system.models]}))
 
-    async def _show_model(self, call: _Call) -> _Reply:
-        return _Reply(200, _encode(self._describe(call.name)))
+    def _show_model(self, _: Request, name: str, __: str) -> Reply:
+        return Reply(200, encode(self._describe(name)))
 
     def _describe(self, name: str) -> dict[str, Any]:
         model = self._serving.model(name)
-        champion = self._serving.champions.get(name)
+        live = self._serving.lives.get(name)
+        known = self._serving.state.model(name)
         described: dict[str, Any] = {
             "model": name,
             "task": model.task,
             "key": model.examples.key,
             "champion": None,
-            "versions": len(self._serving.state.model(name).versions),
+            "route": None if known.route == PLAIN else known.route.as_json(),
+            "versions": len(known.versions),
             "trouble": self._serving.troubles.get(name),
         }
-        if champion:
-            described["champion"] = {"version": champion.version, "training": champion.training}
-            described["classes"] = champion.predictor.encoding.classes
-            described["columns"] = {column: str(dtype) for column, dtype in champion.rows.schema.items()}
+        if live:
+            described["champion"] = {"version": live.champion.version, "training": live.champion.training}
+            described["classes"] = live.champion.predictor.encoding.classes
+            described["columns"] = {column: str(dtype) for column, dtype in live.rows.schema.items()}
         return described
+
+    def _show_inputs(self, _: Request, name: str, version: str) -> Reply | _Later:
+        self._number(name, version)
+        if not self._serving.loaded(name):
+            return self._show_inputs_later(name)
+        versions = len(self._serving.state.model(name).versions)
+        return Reply(200, encode(infer.metadata(name, self._serving.live(name), versions)))
+
+    async def _show_inputs_later(self, name: str) -> Reply:
+        await asyncio.get_running_loop().run_in_executor(self._journal, self._serving.load, name)
+        versions = len(self._serving.state.model(name).versions)
+        return Reply(200, encode(infer.metadata(name, self._serving.live(name), versions)))
+
+    def _model_ready(self, _: Request, name: str, version: str) -> Reply:
+        self._serving.model(name)
+        self._number(name, version)
+        if reason := self._serving.waiting_for(name):
+            raise NotReadyError(reason)
+        return Reply(200, encode({"name": name, "ready": True}))
+
+    def _show_server(self, _: Request, __: str, ___: str) -> Reply:
+        extensions = ["binary_tensor_data"]
+        return Reply(200, encode({"name": "tidemill", "version": __version__, "extensions": extensions}))
+
+    def _alive(self, _: Request, __: str, ___: str) -> Reply:
+        return Reply(200, encode({"live": True}))
+
+    def _ready(self, _: Request, __: str, ___: str) -> Reply:
+        if reason := self._serving.waiting_for():
+            raise NotReadyError(reason)
+        return Reply(200, encode({"ready": True}))
+
+    def _show_document(self, _: Request, __: str, ___: str) -> Reply:
+        if self._document is None or self._document[0] != self._serving.applied:
+            self._document = self._serving.applied, encode(openapi.document(self._serving))
+        return Reply(200, self._document[1])
 
     def _behind(self) -> dict[str, int]:
         """Return for each table how many committed rows the online state has not applied."""
@@ -273,7 +392,7 @@ class App:
         tables = {view.table.name for view in self._serving.system.views if not isinstance(view, OnDemand)}
         return {table: max(rows.get(table, 0) - seen.get(table, 0), 0) for table in sorted(tables)}
 
-    async def _health(self, _: _Call) -> _Reply:
+    def _health(self, _: Request, __: str, ___: str) -> Reply:
         applied = self._serving.watermark()
         behind = self._behind()
         views = {
@@ -281,81 +400,110 @@ class App:
             for view in self._serving.system.views
             if not isinstance(view, OnDemand)
         }
+        workers = {name: told.applied for name, told in self._peers.all(Told(self._serving.applied, [])).items()}
         health = {
             "alive": True,
-            "journal": self._serving.applied,
+            "journal": min(workers.values()),
+            "workers": workers,
             "watermark": format_time(applied.t) if applied else None,
             "views": views,
-            "champions": {name: champion.version for name, champion in self._serving.champions.items()},
+            "champions": {name: live.champion.version for name, live in self._serving.lives.items()},
+            "routes": {name: live.route.as_json() for name, live in self._serving.lives.items() if live.route != PLAIN},
             "troubles": dict(self._serving.troubles),
         }
-        return _Reply(200, _encode(health))
+        return Reply(200, encode(health))
 
-    async def _ready(self, _: _Call) -> _Reply:
-        reason = self._serving.waiting_for()
-        if reason:
-            raise NotReadyError(reason)
-        return _Reply(200, _encode({"ready": True}))
+    def _show_metrics(self, _: Request, __: str, ___: str) -> Reply:
+        workers = {name: told.families for name, told in self._peers.all(self._told()).items()}
+        return Reply(200, render(workers), content_type=CONTENT_TYPE)
 
-    async def _show_metrics(self, _: _Call) -> _Reply:
-        applied = self._serving.watermark()
-        behind = self._behind().items()
-        gauges: list[tuple[str, str, list[Sample]]] = [
-            ("tidemill_journal_applied", "Journal entry served by.", [({}, self._serving.applied)]),
-            (
-                "tidemill_journal_behind",
-                "Journal entries that online state has not applied.",
-                [({}, max(self._serving.state.number - (applied.journal if applied else 0), 0))],
-            ),
-            (
+    def _told(self) -> Told:
+        return Told(self._serving.applied, [*self._metrics.families(), *self._gauges()])
+
+    def _gauges(self) -> list[Family]:
+        serving = self._serving
+        applied = serving.watermark()
+        failures = [
+            ("", {"model": model, "version": version}, float(count))
+            for (model, version), count in sorted(serving.failures.items())
+        ]
+        behind = max(serving.state.number - (applied.journal if applied else 0), 0)
+        views = serving.freshness().views
+        events = {name: fresh.event_time for name, fresh in views.items()}
+        knowns = {name: fresh.known_at for name, fresh in views.items()}
+        return [
+            Family("tidemill_trial_failures_total", "counter", "Failures of arms and shadows.", failures),
+            gauge("tidemill_journal_applied", "Journal entry served by.", [({}, serving.applied)]),
+            gauge("tidemill_journal_behind", "Journal entries that online state has not applied.", [({}, behind)]),
+            gauge(
                 "tidemill_watermark_seconds",
                 "Time as of which questions are answered, seconds since the epoch.",
                 [({}, applied.t / 1e6)] if applied else [],
             ),
-            (
+            gauge(
+                "tidemill_view_event_seconds",
+                "Newest event time among the rows that a feature view has taken in, seconds since the epoch.",
+                [({"view": name}, at / 1e6) for name, at in sorted(events.items()) if at is not None],
+            ),
+            gauge(
+                "tidemill_view_known_seconds",
+                "Newest known-at among the rows that a feature view has taken in, seconds since the epoch.",
+                [({"view": name}, at / 1e6) for name, at in sorted(knowns.items()) if at is not None],
+            ),
+            gauge(
                 "tidemill_rows_behind",
                 "Committed rows of a table that online state has not applied.",
-                [({"table": table}, rows) for table, rows in behind],
+                [({"table": table}, rows) for table, rows in self._behind().items()],
             ),
-            ("tidemill_in_flight", "Requests with a body under way.", [({}, self._in_flight)]),
+            gauge("tidemill_in_flight", "Requests being worked on.", [({}, self._in_flight)]),
+            gauge("tidemill_connections", "Open connections.", [({}, self.connections())]),
         ]
-        return _Reply(200, self._metrics.render(gauges), content_type=CONTENT_TYPE)
 
     # The server's life
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()  # startup
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._journal, self._serving.refresh)
-        except Exception as error:
-            log("error", "the journal cannot be followed", error)
-            return await send({"type": "lifespan.startup.failed", "message": str(error)})
-        follower = asyncio.create_task(self._follow())
-        await send({"type": "lifespan.startup.complete"})
-        await receive()  # shutdown, when no request is under way any more
-        follower.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await follower
-        self._journal.shutdown()
-        self._batches.shutdown()
+    async def startup(self) -> None:
+        """Take in the journal and follow it from now on. Raises what the journal raises."""
+        await asyncio.get_running_loop().run_in_executor(self._journal, self._serving.refresh)
+        self._tell()
+        self._follower = asyncio.create_task(self._follow())
+
+    async def shutdown(self) -> None:
+        """Stop following, ask the shadows what still waits, sync and close the logs."""
+        if self._follower is not None:
+            self._follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._follower
+        for each in (self._journal, self._batches, self._shadows):
+            each.shutdown()
         self._serving.close()
-        return await send({"type": "lifespan.shutdown.complete"})
+        self._tell()
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        told: object = None
+        said: object = None
+        told_at, told = 0.0, -1
         while True:
             await asyncio.sleep(self._limits.poll)
             try:
                 await loop.run_in_executor(self._journal, self._serving.refresh)
                 trouble = dict(self._serving.troubles) or None
-                if trouble and trouble != told:
-                    log("error", "a champion is not served", troubles=trouble)
-                told = trouble
+                if trouble and trouble != said:
+                    log("error", "a version is not served", troubles=trouble)
+                said = trouble
             except Exception as error:  # the database may be back at the next look; until then the old state serves
-                if str(error) != told:
+                if str(error) != said:
                     log("error", "the journal cannot be followed", error)
-                told = str(error)
+                said = str(error)
+            if told != self._serving.applied or loop.time() - told_at >= TELL:
+                told_at, told = loop.time(), self._serving.applied
+                self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._peers.tell(self._told())
+            self._access.flush()
+        except (OSError, TidemillError) as error:  # a full disk: predictions go on as long as their log takes them
+            log("error", "figures or the access log cannot be written", error)
 
 
 def log(level: str, event: str, error: BaseException | None = None, **details: Any) -> None:
@@ -366,8 +514,8 @@ def log(level: str, event: str, error: BaseException | None = None, **details: A
     print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def _token(call: _Call, header: bytes, name: str) -> str | None:
-    value = call.header(header)
+def _token(request: Request, header: bytes, name: str) -> str | None:
+    value = request.header(header)
     if value is None:
         return None
     if not 0 < len(value) <= 128 or not all(0x21 <= byte <= 0x7E for byte in value):

@@ -1,7 +1,7 @@
 """One server process: ``python -m tidemill.server.main --system flights/ --port 8321``.
 
 When it takes requests it prints one line, ``{"port": …}``. SIGTERM and SIGINT drain it: it stops accepting, finishes
-what is under way, and syncs and closes its logs.
+what is under way, and syncs and closes its logs. Several processes on one port: ``tidemill.server.group``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import tidemill.server.threads  # noqa: F401 - before the libraries that it pins
 
 # isort: split
 import argparse
-import ipaddress
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -20,20 +21,21 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
+import uvloop
 
 from tidemill import project as projects
+from tidemill.base.clock import SECOND
 from tidemill.base.errors import TidemillError
 from tidemill.engine.ledger import RESERVED_TABLES
-from tidemill.engine.online import Lookup
+from tidemill.engine.lookup import Lookup
 from tidemill.engine.serving import Serving
 from tidemill.project import Project, Workspace
-from tidemill.server.app import App
-
-#: Connections that may be open at once; beyond, uvicorn answers 503 itself.
-CONNECTIONS = 1024
-#: Seconds that draining waits for requests under way.
-DRAIN = 30
+from tidemill.server.access import AccessLog
+from tidemill.server.app import App, log
+from tidemill.server.listen import BACKLOG, bind
+from tidemill.server.peers import Peers
+from tidemill.server.protocol import Connection, Shared
+from tidemill.spec.system import Endpoint
 
 
 def serving(project: Project) -> Serving:
@@ -47,62 +49,45 @@ def serving(project: Project) -> Serving:
         load=project.load_predictor,
         schema=project.request_schema,
         log=lambda table: workspace.log(table if table in RESERVED_TABLES else f"push-{table}").writer(),
+        example=project.request_example,
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to ``host`` and ``port`` (0: a free one).
-
-    Raises TidemillError when the host is not a loopback address or the port is taken.
-    """
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        address = None
-    if address is None or not address.is_loopback:
-        raise TidemillError(
-            f"The server listens on loopback only, for it does not know who asks; {host!r} is refused. "
-            "Use 127.0.0.1, and put a proxy that authenticates in front of it to reach it from elsewhere."
-        )
-    made = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        made.bind((str(address), port))
-    except OSError as error:
-        made.close()
-        raise TidemillError(
-            f"Port {port} of {address} cannot be had: {error.strerror}. "
-            "Choose another with --port, or 0 for a free one."
-        ) from error
-    return made
-
-
-def run(app: App, listener: socket.socket) -> None:
+def run(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
     """Serve ``app`` on ``listener`` until SIGTERM or SIGINT, then drain. Prints the port when requests are taken."""
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN,
-    )
-    # uvicorn raises the signal again once it has drained; a drained server has ended well.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(app, listener, endpoint))
+
+
+async def serve(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
+    """Serve until a signal comes, and drain within ``endpoint.drain``."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: None)
-    _Announcing(config).run(sockets=[listener])
-
-
-class _Announcing(uvicorn.Server):
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if sockets:
-            print(json.dumps({"port": sockets[0].getsockname()[1]}), flush=True)
+        loop.add_signal_handler(each, stop.set)
+    try:
+        await app.startup()
+    except Exception as error:
+        log("error", "the journal cannot be followed", error)
+        sys.exit(1)
+    shared = Shared(
+        app.answer,
+        max_body=endpoint.max_body,
+        max_connections=endpoint.max_connections,
+        patience=endpoint.timeout / SECOND,
+        memory=8 * endpoint.max_body,
+    )
+    app.connections = lambda: len(shared.connections)
+    sweeper = asyncio.create_task(shared.sweep())
+    server = await loop.create_server(lambda: Connection(shared), sock=listener, backlog=BACKLOG)
+    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+    await stop.wait()
+    server.close()
+    await shared.drain(endpoint.drain / SECOND)
+    sweeper.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await sweeper
+    await app.shutdown()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,19 +98,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address")
     parser.add_argument("--port", type=int, help="0 for a free one; by default the endpoint's")
     parser.add_argument("--supervised", action="store_true", help="drain and end when standard input ends")
+    parser.add_argument("--socket", type=int, help="the bound socket that was handed down, in place of --port")
+    parser.add_argument("--worker", type=int, default=0, help="the number of this worker among those of one port")
+    parser.add_argument("--peers", type=Path, help="the folder in which the workers of one port tell their figures")
     given = parser.parse_args(arguments)
     try:
-        project = projects.open(given.system)
+        project = projects.open(given.system, serving=True)
         if given.workspace:
             project = Project(project.path, project.system, Workspace(given.workspace))
-        listener = bind(given.host, project.system.endpoint.port if given.port is None else given.port)
-        app = App(serving(project))
+        endpoint = project.system.endpoint
+        if given.socket is not None:
+            listener = socket.socket(fileno=given.socket)
+        else:
+            listener = bind(given.host, endpoint.port if given.port is None else given.port)
+        lines = AccessLog(project.workspace.root / "log" / f"access-{given.worker}.jsonl", endpoint.access_log)
+        app = App(serving(project), peers=Peers(given.worker, given.peers), access=lines)
     except TidemillError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     if given.supervised:
         threading.Thread(target=_follow_supervisor, daemon=True).start()
-    run(app, listener)
+    run(app, listener, endpoint)
 
 
 def _follow_supervisor() -> None:

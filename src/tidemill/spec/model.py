@@ -79,6 +79,8 @@ class Model:
     ``examples``: the table whose rows are the things asked about. ``asked_at``: when, a column or an offset of one.
     ``features``: views, and columns of ``examples`` by name. ``kpis``: named functions ``(truth, prediction) -> float``
     of two NumPy arrays. ``slices``: columns of ``examples`` or features by which metrics are broken down.
+    ``tolerance``: by how much a served prediction may differ from the fitted estimator's, which lets one that cannot be
+    compiled be served by ONNX Runtime; None is not at all.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Model:
     kpis: tuple[tuple[str, Callable[..., float]], ...]
     slices: tuple[str, ...]
     gate: Gate
+    tolerance: float | None
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class Model:
         kpis: Mapping[str, Callable[..., float]] | None = None,
         slices: Iterable[str] = (),
         gate: Gate | None = None,
+        tolerance: float | None = None,
     ) -> None:
         kind: Task = task or (
             "regression" if getattr(estimator, "_estimator_type", None) == "regressor" else _task(estimator)
@@ -130,6 +134,7 @@ class Model:
             ("kpis", tuple((kpis or {}).items())),
             ("slices", tuple(slices)),
             ("gate", gate or Gate(chosen[0])),
+            ("tolerance", tolerance),
         ):
             object.__setattr__(self, attribute, value)
 

@@ -12,17 +12,87 @@ from tidemill.spec.model import Model
 from tidemill.spec.source import Source, Table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
+class Canary:
+    """A version that passed the gate first answers a ``share`` (0 to 1) of the keys, for ``over`` microseconds.
+
+    What it answers, the champion answers too, unseen, and both are compared on the labels that mature. Shown to be
+    worse, it is withdrawn; else it is promoted once the stretch is over and the gate's ``min_rows`` pairs are mature.
+    """
+
+    share: float
+    over: int
+
+    def __init__(self, *, share: float = 0.1, over: str = "1d") -> None:
+        object.__setattr__(self, "share", share)
+        object.__setattr__(self, "over", parse_duration(over))
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Endpoint:
     """How predictions are served.
 
-    ``log``: "all" keeps every prediction in the lake, "none" keeps none. ``durability``: "batch" answers once the
-    record is written and syncs within 10 ms; "sync" answers after the sync. ``port`` on loopback; 0 picks a free one.
+    ``log``: "all" keeps every prediction in the lake, a number from 0 to 1 that share of them (by their ids), "none"
+    none. ``durability``: "batch" answers once the record is written and syncs within 10 ms; "sync" answers after the
+    sync. ``canary``: how a version that passed the gate is let in; None promotes it at once. ``port`` on loopback; 0
+    picks a free one. ``workers``: server processes that share the port. ``load``: "start" loads every champion before
+    it is ready, "use" each model at its first request.
+
+    Limits, of each worker: ``max_body`` bytes of a request, ``max_requests`` being worked on at once,
+    ``max_connections`` open at once; ``timeout`` microseconds within which a request must have come in whole, and
+    within which it must be answered; ``drain`` microseconds that stopping waits for requests under way.
+    ``access_log``: which requests get a line in the access log.
     """
 
-    log: Literal["all", "none"] = "all"
-    durability: Literal["batch", "sync"] = "batch"
-    port: int = 8321
+    log: Literal["all", "none"] | float
+    durability: Literal["batch", "sync"]
+    canary: Canary | None
+    port: int
+    workers: int
+    load: Literal["start", "use"]
+    max_body: int
+    max_requests: int
+    max_connections: int
+    timeout: int
+    drain: int
+    access_log: Literal["all", "errors", "none"]
+
+    def __init__(
+        self,
+        *,
+        log: Literal["all", "none"] | float = "all",
+        durability: Literal["batch", "sync"] = "batch",
+        canary: Canary | None = None,
+        port: int = 8321,
+        workers: int = 1,
+        load: Literal["start", "use"] = "start",
+        max_body: int = 8 << 20,
+        max_requests: int = 256,
+        max_connections: int = 1024,
+        timeout: str = "10s",
+        drain: str = "30s",
+        access_log: Literal["all", "errors", "none"] = "errors",
+    ) -> None:
+        for attribute, value in (
+            ("log", log),
+            ("durability", durability),
+            ("canary", canary),
+            ("port", port),
+            ("workers", workers),
+            ("load", load),
+            ("max_body", max_body),
+            ("max_requests", max_requests),
+            ("max_connections", max_connections),
+            ("timeout", parse_duration(timeout)),
+            ("drain", parse_duration(drain)),
+            ("access_log", access_log),
+        ):
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def logged(self) -> float:
+        """The share of predictions that is kept, from 0 to 1."""
+        return {"all": 1.0, "none": 0.0}[self.log] if isinstance(self.log, str) else self.log
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,9 @@ class LakeSuite:
         columns = ["value", SEQ]
         some = lake.scan("arrivals", since=since, columns=columns, version=first.version)
         assert some.equals(make_rows(0, 5).select(columns).slice(max(since, 0)))
+        for limit in (0, 1, 7, 1000):
+            limited = lake.scan("arrivals", since=since, limit=limit)
+            assert limited.equals(make_rows(0, 25).slice(max(since, 0), limit))
 
     def test_unknown_columns_and_versions(self, lake: Lake, fence: GivenFence) -> None:
         newest = append(lake, 5, fence)

@@ -29,7 +29,21 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "plan", "up", "status", "journal", "history", "trace", "retrain", "rollback", "parity"]
+    "name",
+    [
+        "check",
+        "plan",
+        "up",
+        "status",
+        "journal",
+        "history",
+        "trace",
+        "retrain",
+        "rebuild",
+        "rollback",
+        "parity",
+        "predict",
+    ],
 )
 def test_every_command_has_help(name: str) -> None:
     result = CliRunner().invoke(main, [name, "--help"])
@@ -38,7 +52,8 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "plan", "status", "journal", "history", "trace", "retrain", "rollback", "parity"]
+    "name",
+    ["check", "plan", "status", "journal", "history", "trace", "retrain", "rebuild", "rollback", "parity", "predict"],
 )
 def test_every_command_that_answers_can_answer_in_json(name: str) -> None:
     assert "--json" in CliRunner().invoke(main, [name, "--help"]).output

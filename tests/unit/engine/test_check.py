@@ -251,6 +251,24 @@ CASES: dict[str, tuple[Callable[[], System], str]] = {
         lambda: with_view(tm.Aggregation("c", arrivals(), by="carrier", features={"n": tm.mean("origin", over="1d")})),
         "feature view 'c': 'n' takes the mean of String.",
     ),
+    "quantile of strings": (
+        lambda: with_view(
+            tm.Aggregation("c", arrivals(), by="carrier", features={"n": tm.quantile("origin", 0.5, over="1d")})
+        ),
+        "feature view 'c': 'n' takes the quantile of String.",
+    ),
+    "quantile beyond one": (
+        lambda: with_view(
+            tm.Aggregation("c", arrivals(), by="carrier", features={"n": tm.quantile("arr_delay", 95, over="1d")})
+        ),
+        "feature view 'c': 'n' takes the 95.0 quantile.",
+    ),
+    "share of numbers": (
+        lambda: with_view(
+            tm.Aggregation("c", arrivals(), by="carrier", features={"n": tm.share("arr_delay", over="1d")})
+        ),
+        "feature view 'c': 'n' takes the share of",
+    ),
     "unknown column in an aggregate": (
         lambda: with_view(tm.Aggregation("c", arrivals(), by="carrier", features={"n": tm.sum("delay", over="1d")})),
         "feature view 'c': source 'arrivals' has no column 'delay'. Did you mean 'arr_delay'?",

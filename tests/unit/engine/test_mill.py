@@ -25,12 +25,14 @@ from tidemill.base.errors import FencedError, SourceError, TrainingError, Worksp
 from tidemill.engine import ingest
 from tidemill.engine import mill as mills
 from tidemill.engine.ledger import PREDICTIONS, RESERVED_TABLES, prediction_rows
+from tidemill.engine.lookup import Lookup, features_at
 from tidemill.engine.mill import Mill, Ports, Turned, tables_of
-from tidemill.engine.online import Lookup, OnlineState, features_at
+from tidemill.engine.online import OnlineState
 from tidemill.engine.predict import Logged
 from tidemill.engine.state import fold
 from tidemill.engine.train import Order
 from tidemill.ports.executor import Progress
+from tidemill.ports.online import Change
 from tidemill.ports.reader import Batch
 from tidemill.project import carry_out
 from tidemill.spec.source import Table
@@ -528,6 +530,39 @@ def test_online_state_ahead_of_the_journal_or_of_other_views_is_rebuilt(stage: S
     stage.online.clear(epoch=stage.lease.epoch)
     stage.restart()
     check_online(stage)
+
+
+def test_a_rebuild_that_was_asked_for_is_carried_out(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damage() -> None:
+        with stage.online.snapshot() as snapshot:
+            mark = snapshot.mark() or b""
+            lost = [Change(space, key, None) for space in snapshot.spaces for key, _ in snapshot.items(space)]
+        kept = [change for change in lost if change.space.startswith("view:")]
+        assert kept
+        stage.online.apply(kept, mark, epoch=stage.lease.epoch)
+
+    stage.tick(0)
+    damage()
+    stage.journal.request("rebuild", {"reason": "it is damaged"})
+    taken = [entry.body for entry in stage.tick(1).entries if entry.kind == "request"]
+    assert taken == [{"request": "rebuild", "body": {"reason": "it is damaged"}, "refused": None}]
+    assert stage.journal.requests() == ()
+    check_online(stage)
+    # One that a crash came before is made up for at the next start, once.
+    damage()
+    stage.journal.request("rebuild", {"reason": "again"})
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineState, "rebuild", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stage.tick(2)
+    stage.restart()
+    check_online(stage)
+    monkeypatch.setattr(OnlineState, "rebuild", _interrupt)
+    stage.restart()
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_source_whose_rows_get_another_meaning_is_refused(stage: Stage) -> None:

@@ -136,12 +136,12 @@ def test_only_the_newest_champion_is_loaded_and_only_once(stage: Any) -> None:
 
 
 def test_a_champion_in_flight_answers_by_its_own_version(stage: Any) -> None:
-    champion = stage.serving.champion("risk")
-    requests = champion.rows.read(body(ROW))
+    live = stage.serving.live("risk")
+    requests = live.rows.read(body(ROW))
     stage.made("risk", 2, Fixed(0.5, 0.5))
     stage.point("risk", 2)
     stage.serving.refresh()
-    (answer,) = stage.serving.answer("risk", champion, requests).answers
+    (answer,) = stage.serving.answer(live, requests).answers
     assert (answer.version, answer.prediction) == (1, 0.25)
 
 
@@ -164,12 +164,12 @@ def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_and_is_tried_again(
 
 
 def test_feedback_by_prediction_and_by_key(stage: Any) -> None:
-    stage.serving.feedback(body({"model": "risk", "prediction": "abc", "value": True}), nonce="k")
-    stage.serving.feedback(body({"model": "cost", "key": {"id": "a"}, "value": 2.5}))
+    stage.serving.inbox.feedback(body({"model": "risk", "prediction": "abc", "value": True}), nonce="k")
+    stage.serving.inbox.feedback(body({"model": "cost", "key": {"id": "a"}, "value": 2.5}))
     first, second = stage.feedback()
     assert (first["model"], first["prediction"], first["key"], first["value"]) == ("risk", "abc", None, True)
     assert (second["prediction"], second["key"], second["value"]) == (None, ["a"], 2.5)
-    stage.serving.feedback(body({"model": "risk", "prediction": "abc", "value": True}), nonce="k")
+    stage.serving.inbox.feedback(body({"model": "risk", "prediction": "abc", "value": True}), nonce="k")
     assert feedback_rows(each.payload for each in stage.logs["feedback"].read({})).height == 2
 
 
@@ -196,15 +196,15 @@ def test_feedback_by_prediction_and_by_key(stage: Any) -> None:
 )
 def test_feedback_that_is_refused(stage: Any, value: Any, field: str | None) -> None:
     with pytest.raises(RequestError) as caught:
-        stage.serving.feedback(body(value))
+        stage.serving.inbox.feedback(body(value))
     assert caught.value.field == field
     assert stage.feedback() == []
 
 
 def test_rows_are_pushed_to_the_sources_that_take_them(stage: Any) -> None:
-    assert stage.serving.push("things", body({"rows": [{"id": "a", "x": 1}]}), idempotency_key="k")[0] == 1
+    assert stage.serving.inbox.push("things", body({"rows": [{"id": "a", "x": 1}]}), idempotency_key="k")[0] == 1
     assert stage.records("things") == [{"source": "things", "rows": [{"id": "a", "x": 1}], "idempotency_key": "k"}]
     with pytest.raises(RequestError, match="declared with another reader"):
-        stage.serving.push("results", body({"rows": [{"id": "a"}]}))
+        stage.serving.inbox.push("results", body({"rows": [{"id": "a"}]}))
     with pytest.raises(NotFoundError, match="Did you mean 'things'"):
-        stage.serving.push("thing", body({"rows": [{"id": "a"}]}))
+        stage.serving.inbox.push("thing", body({"rows": [{"id": "a"}]}))

@@ -98,6 +98,10 @@ AGGREGATION_CHANGES: list[dict[str, Any]] = [
     {"features": {"late": tm.mean(pl.col("arr_delay") > 16, over=("6h", "1d")), "n": tm.count(over="1d")}},
     {"features": {"late": tm.sum(pl.col("arr_delay") > 15, over=("6h", "1d")), "n": tm.count(over="1d")}},
     {"features": {"n": tm.count(over="1d"), "late": tm.mean(pl.col("arr_delay") > 15, over=("6h", "1d"))}},
+    {"features": {"late": tm.share(pl.col("arr_delay") > 15, over=("6h", "1d")), "n": tm.count(over="1d")}},
+    {"features": {"delay": tm.quantile("arr_delay", 0.5, over="1d")}},
+    {"features": {"delay": tm.quantile("arr_delay", 0.9, over="1d")}},
+    {"features": {"idle": tm.since_last(over="1d")}},
 ]
 LATEST_CHANGES: list[dict[str, Any]] = [
     {"by": "carrier"},

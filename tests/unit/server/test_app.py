@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 import tidemill as tm
 from tidemill.server.app import INLINE, App, Limits
+from tidemill.server.message import Reply as Made
+from tidemill.server.message import Request
 
+STAGES = ("read", "parse", "lookup", "predict", "log", "encode")
 ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
 
 
@@ -39,70 +42,36 @@ class Reply:
     status: int
     headers: dict[str, str]
     body: bytes
+    made: Made
 
     @property
     def json(self) -> Any:
         return json.loads(self.body)
 
 
-async def ask(
-    app: App,
-    method: str,
-    path: str,
-    body: Any = b"",
-    *,
-    headers: dict[str, str] | None = None,
-    messages: Iterable[dict[str, Any]] | None = None,
-    announce: int | None = None,
-) -> Reply | None:
-    """Send one request through ASGI; None when the application sent nothing (the client had gone)."""
+async def ask(app: App, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None) -> Reply:
+    """Ask the application, and check what every answer has to be."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = {"content-length": str(len(content) if announce is None else announce), **(headers or {})}
-    incoming = iter(messages if messages is not None else [{"type": "http.request", "body": content}])
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        for message in incoming:
-            return message
-        return await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    encoded = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-    await app({"type": "http", "method": method, "path": path, "headers": encoded}, receive, send)
-    if not sent:
-        return None
-    start, end = sent
-    answered = {name.decode(): value.decode() for name, value in start["headers"]}
-    assert int(answered["content-length"]) == len(end["body"])
-    return Reply(start["status"], answered, end["body"])
+    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    answer = app.answer(Request(method, path, encoded, content))
+    made = answer if isinstance(answer, Made) else await answer
+    return Reply(made.status, {name.decode(): value.decode() for name, value in made.headers}, made.body, made)
 
 
 def get(app: App, path: str) -> Reply:
-    reply = asyncio.run(ask(app, "GET", path))
-    assert reply is not None
-    return reply
+    return asyncio.run(ask(app, "GET", path))
 
 
 def post(app: App, path: str, body: Any, **options: Any) -> Reply:
-    reply = asyncio.run(ask(app, "POST", path, body, **options))
-    assert reply is not None
-    return reply
+    return asyncio.run(ask(app, "POST", path, body, **options))
 
 
 @asynccontextmanager
 async def running(app: App) -> AsyncIterator[None]:
     """Run the application's life around the block."""
-    inbox: asyncio.Queue[Any] = asyncio.Queue()
-    outbox: asyncio.Queue[Any] = asyncio.Queue()
-    task = asyncio.ensure_future(app({"type": "lifespan"}, inbox.get, outbox.put))
-    await inbox.put({"type": "lifespan.startup"})
-    assert (await outbox.get())["type"] == "lifespan.startup.complete"
+    await app.startup()
     yield
-    await inbox.put({"type": "lifespan.shutdown"})
-    assert (await outbox.get())["type"] == "lifespan.shutdown.complete"
-    await task
+    await app.shutdown()
 
 
 @pytest.fixture
@@ -112,7 +81,7 @@ def app(stage: Any) -> App:
 
 def test_a_prediction(app: App, stage: Any) -> None:
     reply = post(app, "/v1/models/risk/predict", ROW)
-    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert (reply.status, reply.made.content_type) == (200, b"application/json")
     (answer,) = reply.json["predictions"]
     assert reply.json["model"] == "risk"
     assert answer == {
@@ -166,7 +135,6 @@ def test_what_is_wrong_with_a_request_is_said(
     app: App, method: str, path: str, body: Any, status: int, field: str | None, reason: str
 ) -> None:
     reply = asyncio.run(ask(app, method, path, body))
-    assert reply is not None
     assert reply.status == status
     assert reply.json["error"]["field"] == field
     assert reason in reply.json["error"]["reason"]
@@ -182,58 +150,50 @@ def test_feedback_and_pushed_rows_are_accepted_once_written(app: App, stage: Any
     assert stage.records("things")[0]["idempotency_key"] == "p"
 
 
-def test_a_body_that_is_too_large_is_refused_unread(stage: Any) -> None:
-    app = App(stage.serving, Limits(body=100))
-    announced = post(app, "/v1/models/risk/predict", b"", announce=101, messages=[])
-    assert (announced.status, announced.headers["connection"]) == (413, "close")
-    chunk = {"type": "http.request", "body": b" " * 60, "more_body": True}
-    streamed = post(app, "/v1/models/risk/predict", b"", announce=0, messages=[chunk] * 2)
-    assert streamed.status == 413
-    assert "larger than 100 bytes" in streamed.json["error"]["reason"]
+def test_more_than_can_be_worked_on_is_refused(make_stage: Callable[..., Any]) -> None:
+    stage = promoted(make_stage(tm.Endpoint(durability="sync")))
+    waiting: list[Future[None]] = []
 
+    def append(_: bytes) -> Future[None]:
+        waiting.append(Future())
+        return waiting[-1]
 
-def test_a_body_that_does_not_come_is_given_up(stage: Any) -> None:
-    app = App(stage.serving, Limits(patience=0.01))
-    part = {"type": "http.request", "body": b"{", "more_body": True}
-    assert post(app, "/v1/models/risk/predict", b"", messages=[part]).status == 408
+    stage.serving._predictions.append = append
 
-
-def test_a_body_in_parts_is_put_together(app: App) -> None:
-    content = json.dumps(ROW).encode()
-    parts = [{"type": "http.request", "body": content[i : i + 7], "more_body": True} for i in range(0, len(content), 7)]
-    whole = [*parts, {"type": "http.request", "body": b"", "more_body": False}]
-    assert post(app, "/v1/models/risk/predict", b"", messages=whole).status == 200
-
-
-def test_a_client_that_went_away_gets_nothing(app: App, stage: Any) -> None:
-    assert asyncio.run(ask(app, "POST", "/v1/models/risk/predict", messages=[{"type": "http.disconnect"}])) is None
-    assert stage.predictions() == []
-
-
-def test_more_than_can_be_worked_on_is_refused(stage: Any) -> None:
-    async def scenario() -> tuple[Reply | None, Reply | None, Reply | None]:
-        app = App(stage.serving, Limits(in_flight=1, patience=0.05))
-        part = {"type": "http.request", "body": b"{", "more_body": True}
-        first = asyncio.ensure_future(ask(app, "POST", "/v1/models/risk/predict", messages=[part]))
+    async def scenario() -> tuple[Reply, Reply, Reply]:
+        app = App(stage.serving, Limits(in_flight=1))
+        first = asyncio.ensure_future(ask(app, "POST", "/v1/models/risk/predict", ROW))
         await asyncio.sleep(0)
         second = await ask(app, "POST", "/v1/models/risk/predict", ROW)
-        await first
-        return second, await ask(app, "GET", "/v1/health"), await ask(app, "POST", "/v1/models/risk/predict", ROW)
+        health = await ask(app, "GET", "/v1/health")
+        waiting[0].set_result(None)
+        return await first, second, health
 
-    second, health, third = asyncio.run(scenario())
-    assert second is not None
-    assert health is not None
-    assert third is not None
-    assert (second.status, second.headers["retry-after"]) == (503, "1")
-    assert (health.status, third.status) == (200, 200)
+    first, second, health = asyncio.run(scenario())
+    assert (first.status, second.status, health.status) == (200, 503, 200)
+    assert second.headers["retry-after"] == "1"
 
 
-def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) -> None:
-    stage = make_stage(tm.Endpoint(durability="sync"))
+def test_what_cannot_be_done_in_time_is_given_up(make_stage: Callable[..., Any]) -> None:
+    stage = promoted(make_stage(tm.Endpoint(durability="sync")))
+    stage.serving._predictions.append = lambda _: Future()
+    app = App(stage.serving, Limits(seconds=0.01))
+    reply = post(app, "/v1/models/risk/predict", ROW)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "within 0.01 s" in reply.json["error"]["reason"]
+    assert get(app, "/metrics").body.decode().splitlines().count("tidemill_in_flight 0") == 1
+
+
+def promoted(stage: Any) -> Any:
     stage.made("risk", 1, Fixed(0.5))
     stage.point("risk", 1)
     stage.apply(0)
     stage.serving.refresh()
+    return stage
+
+
+def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) -> None:
+    stage = promoted(make_stage(tm.Endpoint(durability="sync")))
     app = App(stage.serving)
     on_disk: list[Future[None]] = []
 
@@ -251,7 +211,7 @@ def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) 
         waited = not asked.done()
         on_disk[1].set_result(None)
         reply = await asked
-        return waited and reply is not None and reply.status == 200
+        return waited and reply.status == 200
 
     assert asyncio.run(scenario())
 
@@ -290,17 +250,18 @@ def test_metrics_count_what_happened(app: App) -> None:
     post(app, "/v1/models/nothing/predict", ROW)
     get(app, "/no/such/place")
     reply = get(app, "/metrics")
-    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert reply.made.content_type == b"text/plain; version=0.0.4; charset=utf-8"
     lines = reply.body.decode().splitlines()
     for line in (
         'tidemill_requests_total{route="/v1/models/{model}/predict",code="200"} 1',
         'tidemill_requests_total{route="/v1/models/{model}/predict",code="404"} 1',
         'tidemill_requests_total{route="unknown",code="404"} 1',
-        'tidemill_predictions_total{model="risk",version="1"} 2',
+        'tidemill_predictions_total{model="risk",version="1",route="champion"} 2',
         'tidemill_request_seconds_count{route="/v1/models/{model}/predict"} 2',
         'tidemill_request_seconds_bucket{route="/v1/models/{model}/predict",le="+Inf"} 2',
         "tidemill_journal_applied 4",
         "tidemill_watermark_seconds 1.000001",
+        *(f'tidemill_stage_seconds_count{{stage="{stage}"}} 1' for stage in STAGES),
     ):
         assert line in lines
 
@@ -338,7 +299,7 @@ def test_champions_swap_under_load_without_a_failed_request(stage: Any) -> None:
     async def scenario() -> list[Any]:
         answers: list[Any] = []
 
-        async def client(asks: Callable[[], Awaitable[Reply | None]]) -> None:
+        async def client(asks: Callable[[], Awaitable[Reply]]) -> None:
             while len(answers) < requests or not swapping.done():
                 answers.append(await asks())
                 await asyncio.sleep(0)
@@ -375,8 +336,7 @@ def test_the_journal_is_followed_from_startup_to_shutdown(stage: Any) -> None:
             while stage.serving.applied < entry.number:
                 await asyncio.sleep(0.001)
             reply = await ask(app, "POST", "/v1/models/risk/predict", ROW)
-        assert reply is not None
-        assert reply.json["predictions"][0]["version"] == 2
+            assert reply.json["predictions"][0]["version"] == 2
 
     asyncio.run(scenario())
 
@@ -396,7 +356,17 @@ bodies = st.binary() | (values | almost | almost.map(lambda row: {"rows": [ROW, 
     lambda value: json.dumps(value).encode()
 )
 paths = st.sampled_from(
-    ["/v1/models/risk/predict", "/v1/models/cost/predict", "/v1/feedback", "/v1/tables/things", "/v1/models/*/predict"]
+    [
+        "/v1/models/risk/predict",
+        "/v1/models/cost/predict",
+        "/v1/feedback",
+        "/v1/tables/things",
+        "/v1/models/*/predict",
+        "/v2/models/risk/infer",
+        "/v2/models/risk/versions/1/infer",
+        "/v2/models/risk/versions/2/infer",
+        "/v2/models/risk/versions/²",
+    ]
 ) | st.text().map(lambda text: "/" + text)
 
 
@@ -404,7 +374,8 @@ paths = st.sampled_from(
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_request_makes_the_server_fail(app: App, path: str, body: bytes, method: str, token: str) -> None:
     reply = asyncio.run(ask(app, method, path, body, headers={"X-Request-Id": token, "Idempotency-Key": token}))
-    assert reply is not None
     assert reply.status < 500
-    if reply.status >= 400:
+    if reply.status >= 400 and path.startswith("/v2"):
+        assert isinstance(reply.json["error"], str)
+    elif reply.status >= 400:
         assert set(reply.json["error"]) == {"field", "reason"}

@@ -1,0 +1,62 @@
+"""One question answered value by value, without a frame: what most requests are, and the shortest way through them.
+
+It gives what ``Answerer`` gives for a frame of that one row, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import polars as pl
+
+from tidemill.base.errors import RequestError
+from tidemill.base.hashing import fingerprint
+from tidemill.engine.live import Live
+from tidemill.engine.predict import Logged
+
+
+class RowFeatures(Protocol):
+    """Looks up the features of one row."""
+
+    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Any]:
+        """Return the values of the model's columns for ``request``, and what had been applied."""
+        ...
+
+
+def answer(live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str, route: str) -> tuple[Logged, float]:
+    """Return the champion's prediction for ``request`` (see RequestRows.row), and the seconds the look-up took.
+
+    Raises RequestError as ``Answerer.answer``, WorkspaceError as the look-up.
+    """
+    champion = live.champion
+    assert champion.places is not None
+    began = time.perf_counter()
+    values, applied = lookup.row(request, live.rows.schema)
+    looking = time.perf_counter() - began
+    try:
+        predicted = champion.predictor.row([values[place] for place in champion.places])
+    except ValueError as error:
+        first = str(error).partition("\n")[0]
+        raise RequestError(f"The model cannot take the features of these rows: {first}") from error
+    if not (math.isfinite(predicted) if isinstance(predicted, float) else all(map(math.isfinite, predicted))):
+        raise RequestError("The model gives no finite prediction for these rows.")
+    key = [request[column] for column in live.rows.key]
+    name = live.model.name
+    logged = Logged(
+        id=fingerprint(name, [str(each) for each in key], applied.t, nonce)[:24],
+        model=name,
+        version=champion.version,
+        route=route,
+        asked=applied.t,
+        journal=applied.journal,
+        nonce=nonce,
+        applied=dict(applied.next_seq),
+        key=key,
+        request=request,
+        features=dict(zip(live.columns, values, strict=True)),
+        prediction=predicted,
+    )
+    return logged, looking
