@@ -24,7 +24,7 @@ from tidemill.base.clock import parse_time, to_datetime
 from tidemill.base.errors import NotFoundError, RequestError
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, NAME, SEQ, SYSTEM_COLUMNS, TICK, TOMBSTONE
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.batch import Asking, FileQuestions, Predictions, TableQuestions, carry_through, predicted
 from tidemill.engine.build import PART_CELLS, Partitions, Plan, Report
 from tidemill.engine.partition import Need, needs, table_columns, table_views
@@ -32,7 +32,8 @@ from tidemill.engine.table import TIME
 from tidemill.ports.bulk import Chunk
 from tidemill.ports.lake import Commit, Lake
 from tidemill.ports.scratch import Scratch
-from tidemill.project import Project, cores, dtype_from_text, dtype_to_text, say
+from tidemill.project import Project, cores, say
+from tidemill.workspace import dtype_from_text, dtype_to_text
 
 _CHUNK_ROWS = 262_144  # at most: more in one chunk is no faster
 _CHUNK_CELLS = 2 * PART_CELLS
@@ -240,7 +241,7 @@ def _lake(project: Project, tables: Collection[str]) -> Lake:
 def _check_table(project: Project, name: str, keep: Sequence[str]) -> None:
     if not NAME.match(name):
         raise RequestError(f"{name!r} cannot name a table. Use letters, digits and underscores.")
-    taken = {table.name for table in project.system.tables} | set(ledger.RESERVED_TABLES)
+    taken = {table.name for table in project.system.tables} | set(records.RESERVED_TABLES)
     if name in taken or name.endswith("__quarantine"):
         raise RequestError(f"Table {name!r} is the system's own. Give the predictions a table of another name.")
     for column in keep:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,102 +18,45 @@ import numpy as np
 import polars as pl
 
 from tidemill.adapters import adapter
-from tidemill.adapters.signing import open_key
-from tidemill.adapters.system_file import load_for_serving, load_system
+from tidemill.adapters.system_file import load_system
 from tidemill.adapters.work_folder import resumable, sweep
 from tidemill.base.clock import parse_time
 from tidemill.base.errors import NotFoundError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import SEQ, SYSTEM_COLUMNS, nearest
-from tidemill.engine import ledger
+from tidemill.engine import ledger, records
 from tidemill.engine.answered import answered
 from tidemill.engine.batch import moments
 from tidemill.engine.build import Partitions, Plan, build
-from tidemill.engine.encode import Encoding
 from tidemill.engine.example import TrainingSet, training_set
 from tidemill.engine.explain import libraries
 from tidemill.engine.feature import features
 from tidemill.engine.fingerprint import origins, recipe_fingerprint
-from tidemill.engine.form import Forms, restore
 from tidemill.engine.live import jsonable
 from tidemill.engine.mill import Mill, Ports, tables_of
 from tidemill.engine.partition import needs
 from tidemill.engine.predict import Predictor
 from tidemill.engine.route import SHADOW
-from tidemill.engine.state import State, Version, fold
+from tidemill.engine.state import Version
 from tidemill.engine.table import visible
 from tidemill.engine.tally import report
 from tidemill.engine.train import Order, Report, Rival, train
-from tidemill.ports.artefacts import Artefacts
 from tidemill.ports.executor import Executor, Job, Progress
-from tidemill.ports.journal import Journal
-from tidemill.ports.lake import Fence, Lake
-from tidemill.ports.log import Log
+from tidemill.ports.lake import Fence
 from tidemill.ports.models import Models
-from tidemill.ports.online import Online
 from tidemill.ports.reader import Reader
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Push, Source, Table
-from tidemill.spec.system import System
+from tidemill.workspace import FORMS, Served, Workspace, dtype_to_text, find
 
 #: Threads of a training: OpenMP spins when it shares cores with a server, and one thread leaves them room.
 TRAINING_THREADS = 1
-
-#: The forms in which estimators are served.
-FORMS = Forms(lambda: adapter("compiler", "all")(), lambda: adapter("converter", "onnx")())
 
 #: Partitions that are worked on at the same time, where a machine has the cores: each takes its share of memory.
 MOST_WORKERS = 4
 
 _EXAMPLE_ROWS = 1000  # of the newest: one of them becomes the example of a request
 _TASKS = {"train": "tidemill.loop.training:run", "partition": "tidemill.loop.partition:run"}
-
-
-class Workspace:
-    """The folder ``.tidemill`` with everything a system has made. Parts are opened when first used."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    @property
-    def exists(self) -> bool:
-        """True when a worker has run here."""
-        return (self.root / "journal.db").exists()
-
-    @cached_property
-    def journal(self) -> Journal:
-        """The journal: SQLite."""
-        journal: Journal = adapter("journal", "sql")(self.root / "journal.db")
-        return journal
-
-    @cached_property
-    def lake(self) -> Lake:
-        """The lake: Lance datasets."""
-        lake: Lake = adapter("lake", "lance")(self.root / "lake")
-        return lake
-
-    @cached_property
-    def online(self) -> Online:
-        """Online state: LMDB."""
-        online: Online = adapter("online", "lmdb")(self.root / "online")
-        return online
-
-    @cached_property
-    def artefacts(self) -> Artefacts:
-        """Artefacts: content-addressed files."""
-        artefacts: Artefacts = adapter("artefacts", "files")(self.root / "artefacts")
-        return artefacts
-
-    @cached_property
-    def models(self) -> Models:
-        """Fitted estimators, signed with this workspace's key (kept beside the lake, not in it)."""
-        models: Models = adapter("models", "files")(self.artefacts, open_key(self.root / "key"))
-        return models
-
-    def log(self, name: str) -> Log:
-        """Return the log called ``name``: "predictions", "feedback", or "push-<source>"."""
-        log: Log = adapter("log", "segments")(self.root / "log" / name)
-        return log
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +76,10 @@ class _Placed:
         self.inner.close()
 
 
-class Project:
-    """A declared system and its workspace."""
-
-    def __init__(self, path: Path, system: System, workspace: Workspace) -> None:
-        self.path = path
-        self.system = system
-        self.workspace = workspace
+class Project(Served):
+    """A declared system and its workspace, with all that can be done with them."""
 
     # Looking ----------------------------------------------------------------------------------------------------------
-
-    def state(self) -> State:
-        """Return the live state as of the newest journal entry."""
-        return fold(self.workspace.journal.read()) if self.workspace.exists else State()
-
-    def declared_model(self, name: str) -> Model:
-        """Return the declaration of model ``name``. Raises NotFoundError with the nearest name."""
-        found = {model.name: model for model in self.system.models}
-        if name not in found:
-            raise NotFoundError(f"There is no model {name!r} in {self.path.name}.{nearest(name, found)}")
-        return found[name]
 
     def declared_table(self, name: str) -> Source | Table:
         """Return the declaration of source or table ``name``. Raises NotFoundError with the nearest name."""
@@ -234,7 +160,7 @@ class Project:
             raise NotFoundError(f"model {model!r}: table {declared.examples.name!r} has no rows yet.")
         types = pl.DataFrame(lake.schema(declared.examples.name).empty_table()).schema
         logged = pl.DataFrame(schema=ledger.PREDICTION_SCHEMA)
-        if ledger.PREDICTIONS in there:
+        if records.PREDICTIONS in there:
             wanted = pl.col("model") == model
             wanted &= pl.col("route").is_in(list(routes)) if routes else pl.col("route") != SHADOW
             if versions:
@@ -243,10 +169,10 @@ class Project:
                 wanted &= pl.col("asked").dt.epoch("us") >= self._moment(since)
             if until is not None:
                 wanted &= pl.col("asked").dt.epoch("us") < self._moment(until)
-            logged = self.rows(ledger.PREDICTIONS).filter(wanted).sort("asked", SEQ)
+            logged = self.rows(records.PREDICTIONS).filter(wanted).sort("asked", SEQ)
         label, feedback = declared.label.table.name, None
-        if ledger.FEEDBACK in there:
-            feedback = ledger.feedback_by_key(self.rows(ledger.FEEDBACK), logged, declared, types)
+        if records.FEEDBACK in there:
+            feedback = ledger.feedback_by_key(self.rows(records.FEEDBACK), logged, declared, types)
         known = self.rows(label) if label in there else None
         return answered(declared, types, logged, known, self.now(), feedback)
 
@@ -324,39 +250,6 @@ class Project:
 
     # What the server, the worker and the trainings are made of --------------------------------------------------------
 
-    def load_predictor(self, model: str, training: str) -> Predictor:
-        """Return the predictor that a training made. Raises NotFoundError when its result is not recorded."""
-        step = self.workspace.journal.step(training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
-        encoding, served = Encoding.from_json(step["encoding"]), step.get("served")
-        return restore(
-            encoding,
-            step["estimator"],
-            served,
-            load=lambda reference: self.workspace.models.load(reference),  # whose libraries a compiled form needs not
-            form=self.workspace.artefacts.get,
-            forms=FORMS,
-        )
-
-    def request_schema(self, model: str) -> dict[str, pl.DataType]:
-        """Return the types of the columns that a request to ``model`` brings.
-
-        Kept with each training, so that a server need not open the lake. Raises NotFoundError before the first version.
-        """
-        declared, state = self.declared_model(model), self.state().model(model)
-        step = self.workspace.journal.step(state.resolve("champion").training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the champion's training is not in this workspace.")
-        types: dict[str, str] = step["request"]
-        return {name: dtype_from_text(types[name]) for name in declared.request_columns}
-
-    def request_example(self, model: str) -> dict[str, Any] | None:
-        """Return a request row that the champion of ``model`` was trained on, as JSON takes it; None when not known."""
-        known = self.state().model(model)
-        step = self.workspace.journal.step(known.resolve("champion").training) if known.versions else None
-        return None if step is None else step.get("example")
-
     def readers(self) -> dict[str, Reader]:
         """Return a reader for every source."""
         return {source.name: self.reader(source) for source in self.system.sources}
@@ -399,7 +292,7 @@ class Project:
             online=workspace.online,
             executor=_Placed(executor, {"project": str(self.path)}),
             readers=self.readers(),
-            logs={name: workspace.log(name) for name in ledger.RESERVED_TABLES},
+            logs={name: workspace.log(name) for name in records.RESERVED_TABLES},
             pushed={
                 source.name: workspace.log(f"push-{source.name}")
                 for source in self.system.sources
@@ -414,7 +307,7 @@ class Project:
         plan = self.plan(model, {name: order.next_seq[name] for name in tables_of(model)})
         made: TrainingSet | None = None
         if plan.large:
-            heard = {name: number for name, number in order.next_seq.items() if name in ledger.RESERVED_TABLES}
+            heard = {name: number for name, number in order.next_seq.items() if name in records.RESERVED_TABLES}
             made = self.build(model, plan, order.as_of, order.window, heard, report, executor="inline")
             newest = max(order.next_seq[model.examples.name] - _EXAMPLE_ROWS, 0)
             rows = self.workspace.lake.scan(model.examples.name, since=newest, limit=_EXAMPLE_ROWS)
@@ -508,39 +401,11 @@ def say(progress: Progress) -> None:
         sys.stderr.flush()
 
 
-def dtype_to_text(dtype: pl.DataType) -> str:
-    """Return a Polars type as text that ``dtype_from_text`` reads: the types that the lake holds."""
-    if isinstance(dtype, pl.Datetime):
-        return "Datetime"
-    return str(dtype)
-
-
-def dtype_from_text(text: str) -> pl.DataType:
-    """Return the Polars type of a text made by ``dtype_to_text``."""
-    if text == "Datetime":
-        return pl.Datetime("us", "UTC")
-    made: Callable[[], pl.DataType] = getattr(pl, text)
-    return made()
-
-
-def find(path: Path) -> Path:
-    """Return the declared file at ``path``: itself, or ``system.py`` in that folder. Raises NotFoundError."""
-    file = path / "system.py" if path.is_dir() else path
-    if not file.exists():
-        raise NotFoundError(
-            f"There is no {file}. Run this in the folder of your system.py, name it with --project, "
-            "or see one with: tidemill demo"
-        )
-    return file.resolve()
-
-
-def open(path: str | Path = ".", *, serving: bool = False) -> Project:
+def open(path: str | Path = ".") -> Project:
     """Open the project at ``path``: a folder with ``system.py``, or a declared file.
 
-    Its workspace is the folder ``.tidemill`` beside the file. ``serving`` leaves the libraries of estimators unloaded
-    until something needs them. Raises NotFoundError when there is no such file, and DeclarationError when it does not
-    declare a system.
+    Its workspace is the folder ``.tidemill`` beside the file. Raises NotFoundError when there is no such file, and
+    DeclarationError when it does not declare a system.
     """
     file = find(Path(path))
-    load = load_for_serving if serving else load_system
-    return Project(file, load(file), Workspace(file.parent / ".tidemill"))
+    return Project(file, load_system(file), Workspace(file.parent / ".tidemill"))

@@ -18,7 +18,7 @@ from tidemill.adapters import adapter
 from tidemill.base.clock import FOREVER, SystemClock, VirtualClock, format_duration, format_time
 from tidemill.base.errors import WorkspaceError
 from tidemill.base.schema import SEQ
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.compare import Decisions, decisions, differences, figures, mature
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT, examples
@@ -42,10 +42,11 @@ from tidemill.engine.table import timeless
 from tidemill.engine.train import Order, Rival
 from tidemill.ports.executor import Progress
 from tidemill.ports.reader import Reader
-from tidemill.project import FORMS, TRAINING_THREADS, Project, carry_out
+from tidemill.project import TRAINING_THREADS, Project, carry_out
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Source
 from tidemill.spec.system import Policy, System
+from tidemill.workspace import FORMS
 
 #: All versions of the rows of each source, with system columns.
 Past = Mapping[str, pl.DataFrame]
@@ -110,7 +111,7 @@ class Stage:
         self.lake = adapter("lake", "memory")()
         self.journal = adapter("journal", "memory")()
         self.fence = self.journal.acquire()
-        self.logs = {name: adapter("log", "memory")() for name in ledger.RESERVED_TABLES}
+        self.logs = {name: adapter("log", "memory")() for name in records.RESERVED_TABLES}
         models = {model.name: model for model in system.models}
 
         def run(payload: dict[str, Any], _: object) -> dict[str, Any]:
@@ -259,7 +260,7 @@ def backtest(
             stage = stages[name] = Stage(system, readers, trainings)
             seed(system, past, ticks[0], lake=stage.lake, journal=stage.journal, fence=stage.fence)
             stage.mill.start()
-            writer = stage.logs[ledger.PREDICTIONS].writer()
+            writer = stage.logs[records.PREDICTIONS].writer()
             turning.append(rehearse(stage.mill, clock, ticks, questions, trainings.load, writer))
         for done, moment in enumerate(ticks):
             trainings.tell = partial(tell, done, len(ticks))
@@ -277,10 +278,10 @@ def _judged(stages: Mapping[str, Stage], trainings: Trainings, now: int) -> Iter
         for model in stage.mill.system.models:
             decided = decisions(model.name, stage.journal.read())
             versions = stage.mill.state.model(model.name).versions
-            if not versions or stage.lake.head(ledger.PREDICTIONS) is None:
+            if not versions or stage.lake.head(records.PREDICTIONS) is None:
                 yield Rehearsed(name, model.name, decided, 0, 0, {}, None)
                 continue
-            logged = stage.rows(ledger.PREDICTIONS).filter(pl.col("model") == model.name)
+            logged = stage.rows(records.PREDICTIONS).filter(pl.col("model") == model.name)
             schema = stage.rows(model.examples.name).schema
             known = mature(model, logged, stage.rows(model.label.table.name), schema, now)
             encoding = trainings.encoding(versions[0].training)

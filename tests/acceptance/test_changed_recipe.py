@@ -11,7 +11,8 @@ import pytest
 from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import WorkspaceError
-from tidemill.project import Project, Workspace
+from tidemill.project import Project
+from tidemill.workspace import Workspace
 
 START = parse_time("2024-01-01")
 

@@ -125,7 +125,13 @@ def test_the_document_on_cleaning_runs(tmp_path: Path) -> None:
 
 
 def test_every_document_is_run() -> None:
-    assert {path.name for path in DOCS.glob("*.md")} == {"index.md", "declare.md", "clean.md", *FOLLOWING}
+    without_blocks = {path.name for path in DOCS.glob("*.md") if "```" not in path.read_text()}
+    assert {path.name for path in DOCS.glob("*.md")} - without_blocks == {
+        "index.md",
+        "declare.md",
+        "clean.md",
+        *FOLLOWING,
+    }
 
 
 def test_every_command_is_described() -> None:

@@ -17,7 +17,7 @@ from tidemill.engine.form import choose
 from tidemill.engine.online import OnlineState
 from tidemill.engine.predict import Predictor
 from tidemill.ports.journal import Draft
-from tidemill.project import FORMS
+from tidemill.workspace import FORMS
 
 SYSTEM = """
 import tidemill as tm
@@ -42,10 +42,10 @@ system = tm.System("stage", late)
 SERVE = """
 import json, sys
 from pathlib import Path
-from tidemill import project as projects
 from tidemill.server.main import serving
+from tidemill.workspace import open_served
 
-served = serving(projects.open(Path(sys.argv[1]), serving=True))
+served = serving(open_served(Path(sys.argv[1])))
 served.refresh()
 assert not served.troubles, served.troubles
 kept = served.predict("late", json.dumps({"rows": json.loads(sys.argv[2])}).encode())

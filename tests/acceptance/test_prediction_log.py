@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tidemill import project as projects
-from tidemill.base.clock import HOUR, MINUTE, SystemClock, format_time
+from tidemill.base.clock import HOUR, MINUTE, SECOND, SystemClock, format_time
 from tidemill.base.errors import NotFoundError
 from tidemill.cli.main import main
 from tidemill.loop.supervisor import ServerProcess
@@ -81,6 +81,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         said = server.call("POST", "/v1/models/back/predict", {"rows": rows})["predictions"]
     finally:
         server.stop()
+    SystemClock().sleep_until(SystemClock().now() + 2 * SECOND)  # the answers get older than a label takes
     run(folder, "up", "--once")
     return folder, dict(zip(IDS, said, strict=True))
 

@@ -24,9 +24,10 @@ from sklearn.dummy import DummyClassifier
 import tidemill.project as projects
 from tidemill.cli.main import main
 from tidemill.engine.encode import Encoding
-from tidemill.engine.ledger import PREDICTIONS, drain, sampled
+from tidemill.engine.ledger import drain
 from tidemill.engine.online import OnlineState
 from tidemill.engine.predict import Logged
+from tidemill.engine.records import PREDICTIONS, sampled
 from tidemill.engine.route import Arm, choose, route
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.ports.journal import Draft, Lease

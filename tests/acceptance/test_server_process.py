@@ -23,9 +23,9 @@ from sklearn.dummy import DummyClassifier
 
 import tidemill.project as projects
 from tidemill.engine.encode import Encoding
-from tidemill.engine.ledger import PREDICTIONS
 from tidemill.engine.online import OnlineState
 from tidemill.engine.predict import Logged
+from tidemill.engine.records import PREDICTIONS
 from tidemill.ports.journal import Draft, Lease
 from tidemill.project import Project
 

@@ -18,8 +18,8 @@ from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.encode import Encoding
 from tidemill.engine.layout import Applied
-from tidemill.engine.ledger import FEEDBACK, PREDICTIONS
 from tidemill.engine.predict import Logged, Predictor
+from tidemill.engine.records import FEEDBACK, PREDICTIONS
 from tidemill.engine.serving import Serving
 from tidemill.ports.journal import Draft, Entry
 from tidemill.ports.online import Online

@@ -44,7 +44,7 @@ class SegmentWriter:
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         self._size = 0
         self._ended: str | None = None
-        self._waiting: list[Future[None]] = []
+        self._waiting: Future[None] | None = None  # of the records that the next sync is for
         self._changed = threading.Condition()
         self._syncer = threading.Thread(target=self._sync, name=f"sync of {path.name}", daemon=True)
         self._syncer.start()
@@ -61,16 +61,15 @@ class SegmentWriter:
             )
         length = struct.pack("<I", len(payload))
         record = b"".join((length, struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))), payload))
-        done: Future[None] = Future()
-        done.set_running_or_notify_cancel()  # what is written cannot be cancelled
         with self._changed:
             if self._ended:
                 raise TidemillError(f"{self._path} takes no more records: {self._ended}. Start a new writer.")
             self._write(record)
-            self._waiting.append(done)
-            if len(self._waiting) == 1:
+            if self._waiting is None:  # records that are synced together share a future
+                self._waiting = Future()
+                self._waiting.set_running_or_notify_cancel()  # what is written cannot be cancelled
                 self._changed.notify()
-        return done
+            return self._waiting
 
     def close(self) -> None:
         """Sync and close. Idempotent."""
@@ -98,22 +97,25 @@ class SegmentWriter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
-                batch, self._waiting = self._waiting, []
+                waiting = [self._waiting] if self._waiting else []
+                self._waiting = None
             started = time.monotonic()
             failure: OSError | None = None
             try:
-                if batch:
+                if waiting:
                     os.fdatasync(self._handle)
             except OSError as error:  # the kernel may have dropped the pages: no later sync can vouch for them
                 failure = error
             with self._changed:
                 if failure is not None:
                     self._ended = f"a sync failed ({failure.strerror})"
-                    batch, self._waiting = [*batch, *self._waiting], []
+                    if self._waiting:
+                        waiting.append(self._waiting)
+                        self._waiting = None
                 last = self._ended is not None and not self._waiting
                 if last:
                     os.close(self._handle)
-            for done in batch:
+            for done in waiting:
                 if failure is None:
                     done.set_result(None)
                 else:

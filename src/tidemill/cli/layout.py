@@ -15,7 +15,8 @@ from rich.text import Text
 
 from tidemill import project as projects
 from tidemill.base.errors import Fault, WorkspaceError
-from tidemill.project import Project, Workspace
+from tidemill.project import Project
+from tidemill.workspace import Workspace
 
 _WIDTH = 100
 _PROBE_SECONDS = 0.5

@@ -21,7 +21,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, open_running, section
 from tidemill.cli.rederive import Rederiving, Tell
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.parity import BOUND, CAUSES, Parity, enough, sample
 from tidemill.project import Project
 
@@ -49,9 +49,9 @@ def command(
     """
     project = open_running(path)
     names = [project.declared_model(model).name] if model else [each.name for each in project.system.models]
-    if ledger.PREDICTIONS not in project.workspace.lake.tables():
+    if records.PREDICTIONS not in project.workspace.lake.tables():
         raise NotFoundError("No prediction has reached the lake yet. They are taken in at the worker's next tick.")
-    rows = project.rows(ledger.PREDICTIONS)
+    rows = project.rows(records.PREDICTIONS)
     found: list[dict[str, Any]] = []
     with _progress(quiet=as_json) as tell:
         for name in names:

@@ -12,8 +12,9 @@ from tidemill.cli.plan import recipes_declared
 from tidemill.engine.explain import Past, explain, late, states
 from tidemill.engine.fingerprint import recipe
 from tidemill.engine.parity import Difference, Finding, Parity, compare, derive, differences, largest, summary
-from tidemill.project import Project, dtype_from_text
+from tidemill.project import Project
 from tidemill.spec.feature import OnDemand
+from tidemill.workspace import dtype_from_text
 
 #: What of a recipe decides the features of a request; the estimator as fitted is kept with its version.
 _DECIDING = ("examples", "columns", "feature views")

@@ -15,7 +15,7 @@ from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
 from tidemill.cli.words import figure, sentence, when
 from tidemill.engine.freshness import freshness
-from tidemill.engine.ledger import RESERVED_TABLES
+from tidemill.engine.records import RESERVED_TABLES
 from tidemill.engine.state import ModelState, State, fold
 from tidemill.engine.tally import report
 from tidemill.ports.journal import Entry

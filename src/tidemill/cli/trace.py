@@ -20,7 +20,7 @@ from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, section
 from tidemill.cli.rederive import Rederiving
 from tidemill.cli.words import sentence
-from tidemill.engine import ledger
+from tidemill.engine import ledger, records
 from tidemill.engine.example import ASKED_AT, LABEL, STATUS, labels
 from tidemill.engine.fingerprint import recipe_fingerprint
 from tidemill.engine.ledger import key_frame
@@ -61,16 +61,16 @@ def _find(project: Project, prefix: str) -> dict[str, Any]:
     """Return the row of the ledger whose id begins with ``prefix``. Raises NotFoundError unless there is one."""
     lake = project.workspace.lake
     waits = "A prediction reaches the lake at the worker's next tick."
-    if ledger.PREDICTIONS not in lake.tables():
+    if records.PREDICTIONS not in lake.tables():
         raise NotFoundError(f"No prediction has reached the lake yet. {waits}")
-    ids = pl.DataFrame(lake.scan(ledger.PREDICTIONS, columns=["id"])).with_row_index("_row")
+    ids = pl.DataFrame(lake.scan(records.PREDICTIONS, columns=["id"])).with_row_index("_row")
     matching = ids.filter(pl.col("id").str.starts_with(prefix)).unique("id", keep="first")
     if matching.is_empty():
         raise NotFoundError(f"There is no prediction {prefix!r} in the lake. {waits}")
     if matching.height > 1:
         some = ", ".join(matching["id"].sort().head(3).to_list())
         raise NotFoundError(f"{matching.height:,} predictions begin with {prefix!r} ({some}, …). Give more of the id.")
-    rows = pl.DataFrame(lake.scan(ledger.PREDICTIONS, since=int(matching["_row"][0])))
+    rows = pl.DataFrame(lake.scan(records.PREDICTIONS, since=int(matching["_row"][0])))
     return rows.row(0, named=True)
 
 
@@ -125,8 +125,8 @@ def _label(project: Project, row: Mapping[str, Any]) -> dict[str, Any]:
     if model.label.table.name in lake.tables():
         asked = key_frame(logged["key"], model.examples.key, schema).with_columns(logged["asked"].alias(ASKED_AT))
         feedback = None
-        if ledger.FEEDBACK in lake.tables():
-            feedback = ledger.feedback_by_key(project.rows(ledger.FEEDBACK), logged, model, schema)
+        if records.FEEDBACK in lake.tables():
+            feedback = ledger.feedback_by_key(project.rows(records.FEEDBACK), logged, model, schema)
         known = labels(model, asked, project.rows(model.label.table.name), project.now(), feedback)
         status, value = known[STATUS][0], known[LABEL][0]
         found = {"status": "known" if status == "ok" else _STATUS[status], "value": value}

@@ -33,7 +33,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.base.schema import SEQ
 from tidemill.engine.example import ASKED_AT, LABEL, TrainingSet, complete, in_order, mature, own_columns
 from tidemill.engine.feature import assemble, by_columns, compute, require, unanswered
-from tidemill.engine.ledger import FEEDBACK, PREDICTIONS, feedback_by_key
+from tidemill.engine.ledger import feedback_by_key
 from tidemill.engine.partition import (
     Need,
     deal,
@@ -48,6 +48,7 @@ from tidemill.engine.partition import (
     things,
     view_columns,
 )
+from tidemill.engine.records import FEEDBACK, PREDICTIONS
 from tidemill.ports.executor import Executor, Progress
 from tidemill.ports.lake import Lake
 from tidemill.ports.scratch import Scratch

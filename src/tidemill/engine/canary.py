@@ -20,7 +20,7 @@ import polars as pl
 from tidemill.base.clock import DAY, HOUR, format_duration
 from tidemill.base.hashing import seed
 from tidemill.base.schema import SEQ
-from tidemill.engine import ledger
+from tidemill.engine import ledger, records
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT
 from tidemill.engine.interval import paired
@@ -139,10 +139,10 @@ class Trial:
         arm = trial.arms[0]
         step = self._journal.step(state.version(arm.version).training)
         labels = model.label.table.name
-        if step is None or any(self._lake.head(name) is None for name in (ledger.PREDICTIONS, labels)):
+        if step is None or any(self._lake.head(name) is None for name in (records.PREDICTIONS, labels)):
             return None
         since = pl.lit(state.routed_at, dtype=TIME)
-        logged = pl.DataFrame(self._lake.scan(ledger.PREDICTIONS, columns=_COLUMNS)).filter(
+        logged = pl.DataFrame(self._lake.scan(records.PREDICTIONS, columns=_COLUMNS)).filter(
             (pl.col("model") == model.name) & (pl.col("asked") >= since)
         )
         asked = pl.col("nonce").map_elements(served_nonce, return_dtype=pl.String)
@@ -155,8 +155,8 @@ class Trial:
         schema = pl.DataFrame(self._lake.schema(model.examples.name).empty_table()).schema
         rows = pl.DataFrame(self._lake.scan(labels, columns=label_columns(model)))
         feedback = None
-        if self._lake.head(ledger.FEEDBACK) is not None:
-            said = pl.DataFrame(self._lake.scan(ledger.FEEDBACK))
+        if self._lake.head(records.FEEDBACK) is not None:
+            said = pl.DataFrame(self._lake.scan(records.FEEDBACK))
             feedback = ledger.feedback_by_key(said, both, model, schema)
         known = outcomes(model, both, rows, schema, tick + 1, feedback)
         candidate, rival = predictions(known["prediction"]), predictions(known["_rival"])

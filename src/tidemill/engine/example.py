@@ -12,7 +12,8 @@ from tidemill.base.errors import NotFoundError
 from tidemill.base.schema import KNOWN_AT, SEQ, TOMBSTONE
 from tidemill.engine.expression import evaluate
 from tidemill.engine.feature import features
-from tidemill.engine.ledger import FEEDBACK, PREDICTIONS, feedback_by_key
+from tidemill.engine.ledger import feedback_by_key
+from tidemill.engine.records import FEEDBACK, PREDICTIONS
 from tidemill.engine.table import LONE, TIME, lone, timeless, version_order, visible
 from tidemill.spec.model import Model
 from tidemill.spec.time import Offset

@@ -12,8 +12,8 @@ import msgspec
 from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import nearest
-from tidemill.engine.ledger import FEEDBACK, Feedback
 from tidemill.engine.predict import plain
+from tidemill.engine.records import FEEDBACK, Feedback
 from tidemill.engine.request import RequestRows, fields, pushed_rows, read_json, scalar
 from tidemill.ports.log import LogWriter
 from tidemill.spec.model import Model

@@ -20,15 +20,10 @@ from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
 from tidemill.engine.ingest import IDEMPOTENCY_PERIOD
 from tidemill.engine.predict import Logged
+from tidemill.engine.records import PREDICTIONS, Feedback
 from tidemill.ports.lake import Commit, Fence, Lake
 from tidemill.ports.log import Log, Record
 from tidemill.spec.model import Model
-
-PREDICTIONS = "predictions"
-FEEDBACK = "feedback"
-
-#: Names that no source or derived table may take.
-RESERVED_TABLES = (PREDICTIONS, FEEDBACK)
 
 _READ = 10_000  # records of the log read at a time
 
@@ -64,27 +59,12 @@ FEEDBACK_SCHEMA = pl.Schema(
 )
 
 
-class Feedback(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person or a system says came true: of a prediction by its id, or of a key. ``id`` makes it idempotent."""
-
-    id: str
-    model: str
-    prediction: str | None
-    key: list[Any] | None
-    value: Any
-
-
 @dataclass(frozen=True, slots=True)
 class Drained:
     """New rows of one ledger table and the commit that brought them; None when there was nothing new."""
 
     rows: pl.DataFrame
     commit: Commit
-
-
-def sampled(id: str, share: float) -> bool:
-    """Tell whether the prediction ``id`` is in a sample of that ``share``: ids are hashes, so always the same ones."""
-    return share >= 1.0 or int(id[:12], 16) < share * 16**12
 
 
 def key_text(key: Sequence[Any]) -> str:

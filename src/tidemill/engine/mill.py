@@ -19,7 +19,7 @@ from tidemill.base.clock import DAY
 from tidemill.base.errors import SourceError, TidemillError, TrainingError, WorkspaceError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import HISTORY, TICK
-from tidemill.engine import ledger
+from tidemill.engine import ledger, records
 from tidemill.engine.canary import Trial, asked_for, let_in, pointed, routed
 from tidemill.engine.change import changes
 from tidemill.engine.derive import Derivation
@@ -475,7 +475,7 @@ class Mill:
         champion = state.version(state.aliases["champion"]) if "champion" in state.aliases else None
         case: Case = "first" if champion is None else "refresh" if champion.recipe == own else "changed"
         rows = _with(self.state, drafts, tick).rows
-        heard = ledger.RESERVED_TABLES if rows.get(ledger.FEEDBACK) else ()
+        heard = records.RESERVED_TABLES if rows.get(records.FEEDBACK) else ()
         next_seq = {name: rows.get(name, 0) for name in (*tables_of(model), *heard)}
         rival = champion.training if champion is not None else None
         training = fingerprint(own, judging(model), tick, next_seq, rival)[:16]

@@ -17,7 +17,6 @@ from timeit import repeat
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 
 from tidemill.engine.assemble import RefusedError, letter_of
 from tidemill.engine.battery import battery
@@ -29,10 +28,9 @@ from tidemill.spec.expression import Expression
 
 Schema = Mapping[str, pl.DataType]
 
-_ARROW: Mapping[str, pa.DataType] = {
-    "d": pa.float64(), "f": pa.float32(), "?": pa.bool_(), "q": pa.int64(), "i": pa.int32(), "h": pa.int16(),
-    "b": pa.int8(), "I": pa.uint32(), "H": pa.uint16(), "B": pa.uint8(), "s": pa.large_string(), "D": pa.date32(),
-    "T": pa.int64(),
+_ARROW = {
+    "d": "float64", "f": "float32", "?": "bool_", "q": "int64", "i": "int32", "h": "int16", "b": "int8",
+    "I": "uint32", "H": "uint16", "B": "uint8", "s": "large_string", "D": "date32", "T": "int64",
 }  # fmt: skip
 
 
@@ -167,10 +165,12 @@ def _column(series: pl.Series) -> tuple[Any, int, Any, Any]:
 def _output(
     name: str, dtype: pl.DataType, letter: str, rows: int, validity: bytes | None, data: bytes, ends: bytes | None
 ) -> pl.Series:
+    import pyarrow as pa  # a server that answers row by row does without
+
     buffers = [each if each is None else pa.py_buffer(each) for each in (validity, ends, data)]
     if ends is None:
         del buffers[1]
-    series = pl.Series(name, pa.Array.from_buffers(_ARROW[letter], rows, buffers))
+    series = pl.Series(name, pa.Array.from_buffers(getattr(pa, _ARROW[letter])(), rows, buffers))
     return series if series.dtype == dtype else series.cast(dtype)
 
 

@@ -23,7 +23,7 @@ from tidemill.base.clock import VirtualClock, to_datetime
 from tidemill.base.errors import SourceError
 from tidemill.base.hashing import canonical
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, SYSTEM_COLUMNS, TICK
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.derive import Derivation
 from tidemill.engine.example import ASKED_AT, examples
 from tidemill.engine.fingerprint import of
@@ -278,18 +278,20 @@ def record(system: System, lake: Lake, journal: Journal) -> Record:
             if entry.kind in ("halt", "resume") and entry.body["source"] == source.name
         ]
     questions: dict[int, list[Question]] = {}
-    if ledger.PREDICTIONS in there:
-        logged = rows(ledger.PREDICTIONS)
+    if records.PREDICTIONS in there:
+        logged = rows(records.PREDICTIONS)
         for model in system.models:
             if model.examples.name in there:
                 types = pl.DataFrame(lake.schema(model.examples.name).empty_table()).schema
                 for tick, question in _questions(model, logged.filter(pl.col("model") == model.name), types):
                     questions.setdefault(tick, []).append(question)
     feedback: dict[int, list[bytes]] = {}
-    if ledger.FEEDBACK in there:
-        for row in rows(ledger.FEEDBACK).with_columns(pl.col(TICK).dt.epoch("us")).iter_rows(named=True):
+    if records.FEEDBACK in there:
+        for row in rows(records.FEEDBACK).with_columns(pl.col(TICK).dt.epoch("us")).iter_rows(named=True):
             key, value = (None if row[name] is None else json.loads(row[name]) for name in ("key", "value"))
-            said = ledger.Feedback(id=row["id"], model=row["model"], prediction=row["prediction"], key=key, value=value)
+            said = records.Feedback(
+                id=row["id"], model=row["model"], prediction=row["prediction"], key=key, value=value
+            )
             feedback.setdefault(row[TICK], []).append(msgspec.json.encode(said))
     repeats = {
         table: frozenset(
@@ -297,7 +299,7 @@ def record(system: System, lake: Lake, journal: Journal) -> Record:
             for entry in entries
             if entry.kind == "commit" and entry.body["table"] == table and entry.body["rows"] == 0
         )
-        for table in ledger.RESERVED_TABLES
+        for table in records.RESERVED_TABLES
     }
     return Record(journal.ticks(), entries, taken, halts, questions, feedback, repeats)
 
@@ -389,13 +391,11 @@ def replay(
             for one, drained in zip(made, question.drained, strict=True):
                 answers.setdefault(drained, []).append(one)
         said = {
-            ledger.PREDICTIONS: [msgspec.json.encode(one) for one in answers.pop(tick, ())],
-            ledger.FEEDBACK: recorded.feedback.get(tick, ()),
+            records.PREDICTIONS: [msgspec.json.encode(one) for one in answers.pop(tick, ())],
+            records.FEEDBACK: recorded.feedback.get(tick, ()),
         }
-        for table, records in said.items():
-            if tick in recorded.repeats.get(table, ()):
-                records = newest.get(table, ())
-            for each in records:
+        for table, lines in said.items():
+            for each in newest.get(table, ()) if tick in recorded.repeats.get(table, ()) else lines:
                 logs[table].append(each)
                 newest[table] = (each,)
         for entry in requests.get(tick, ()):

@@ -28,9 +28,9 @@ from tidemill.engine import single
 from tidemill.engine.freshness import Freshness, freshness
 from tidemill.engine.inbox import Inbox
 from tidemill.engine.layout import Applied
-from tidemill.engine.ledger import PREDICTIONS, sampled
 from tidemill.engine.live import Answer, Kept, Live, Loaded, Looking
 from tidemill.engine.predict import Answerer, Features, Logged, Predictor, plain
+from tidemill.engine.records import PREDICTIONS, sampled
 from tidemill.engine.request import RequestRows
 from tidemill.engine.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split
 from tidemill.engine.single import RowFeatures

@@ -12,7 +12,7 @@ import polars as pl
 
 from tidemill.base.hashing import seed
 from tidemill.base.schema import SEQ
-from tidemill.engine import ledger, monitor
+from tidemill.engine import ledger, monitor, records
 from tidemill.engine.encode import Encoding
 from tidemill.engine.example import ASKED_AT
 from tidemill.engine.interval import Interval
@@ -42,7 +42,7 @@ class Watch:
 
     def remember(self, table: str, rows: pl.DataFrame) -> None:
         """Take note of newly drained rows of a ledger table."""
-        if table == ledger.PREDICTIONS and self._recent is not None:
+        if table == records.PREDICTIONS and self._recent is not None:
             self._recent.append(self._answers(rows))
 
     def look(self, state: ModelState, tick: int) -> dict[str, Any] | None:
@@ -91,8 +91,8 @@ class Watch:
         """Return the predictions that a report at ``tick`` may look at; older ones are forgotten."""
         if self._recent is None:
             self._recent = []
-            if self._lake.head(ledger.PREDICTIONS) is not None:
-                rows = pl.DataFrame(self._lake.scan(ledger.PREDICTIONS, columns=_COLUMNS))
+            if self._lake.head(records.PREDICTIONS) is not None:
+                rows = pl.DataFrame(self._lake.scan(records.PREDICTIONS, columns=_COLUMNS))
                 self._recent.append(self._answers(rows))
         if not self._recent:
             return pl.DataFrame(schema={name: ledger.PREDICTION_SCHEMA[name] for name in _COLUMNS})
@@ -127,9 +127,9 @@ class Watch:
         return monitor.drift(self._monitor.drift, profile, values, predictions(rows["prediction"])).as_json()
 
     def _feedback(self, logged: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
-        if self._lake.head(ledger.FEEDBACK) is None:
+        if self._lake.head(records.FEEDBACK) is None:
             return None
-        feedback = pl.DataFrame(self._lake.scan(ledger.FEEDBACK))
+        feedback = pl.DataFrame(self._lake.scan(records.FEEDBACK))
         return ledger.feedback_by_key(feedback, logged, self._model, schema)
 
     def _performance(self, champion: Version, rows: pl.DataFrame, tick: int) -> dict[str, Any] | None:

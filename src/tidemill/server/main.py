@@ -23,22 +23,21 @@ from pathlib import Path
 
 import uvloop
 
-from tidemill import project as projects
 from tidemill.base.clock import SECOND
 from tidemill.base.errors import TidemillError
-from tidemill.engine.ledger import RESERVED_TABLES
 from tidemill.engine.lookup import Lookup
+from tidemill.engine.records import RESERVED_TABLES
 from tidemill.engine.serving import Serving
-from tidemill.project import Project, Workspace
 from tidemill.server.access import AccessLog
 from tidemill.server.app import App, log
 from tidemill.server.listen import BACKLOG, bind
 from tidemill.server.peers import Peers
 from tidemill.server.protocol import Connection, Shared
 from tidemill.spec.system import Endpoint
+from tidemill.workspace import Served, open_served
 
 
-def serving(project: Project) -> Serving:
+def serving(project: Served) -> Serving:
     """Return the serving of ``project``, over its workspace."""
     workspace = project.workspace
     return Serving(
@@ -103,9 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", type=Path, help="the folder in which the workers of one port tell their figures")
     given = parser.parse_args(arguments)
     try:
-        project = projects.open(given.system, serving=True)
-        if given.workspace:
-            project = Project(project.path, project.system, Workspace(given.workspace))
+        project = open_served(given.system, given.workspace)
         endpoint = project.system.endpoint
         if given.socket is not None:
             listener = socket.socket(fileno=given.socket)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tidemill.base.errors import Fault, WorkspaceError
 from tidemill.cli.layout import count, endpoint_file, open_running, print_faults, probe
-from tidemill.project import Workspace
+from tidemill.workspace import Workspace
 
 
 def test_counts_read_as_english() -> None:

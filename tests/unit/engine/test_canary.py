@@ -16,7 +16,7 @@ from tidemill.adapters.row_reader import RowReader
 from tidemill.base.clock import DAY, HOUR, VirtualClock, format_time, parse_time
 from tidemill.engine import canary
 from tidemill.engine.canary import judge
-from tidemill.engine.ledger import PREDICTIONS
+from tidemill.engine.records import PREDICTIONS
 from tidemill.engine.rehearse import past_questions, rehearse
 from tidemill.engine.route import Arm, Route, choose, served_nonce
 from tidemill.ports.journal import Entry

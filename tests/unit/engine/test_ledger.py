@@ -10,7 +10,7 @@ import polars as pl
 import tidemill as tm
 from tidemill.adapters.memory_lake import MemoryLake
 from tidemill.adapters.memory_log import MemoryLog
-from tidemill.engine import ledger
+from tidemill.engine import ledger, records
 from tidemill.engine.predict import Logged
 from tidemill.testing.lake_suite import GivenFence
 
@@ -27,29 +27,29 @@ def logged(number: int, asked: int = 5) -> bytes:
 def test_a_drain_commits_rows_and_cursor_once() -> None:
     lake, log, fence = MemoryLake(), MemoryLog(), GivenFence()
     writer = log.writer()
-    assert ledger.drain(ledger.PREDICTIONS, log, lake, fence, 10) is None
+    assert ledger.drain(records.PREDICTIONS, log, lake, fence, 10) is None
     for number in (2, 1):
         writer.append(logged(number))
-    drained = ledger.drain(ledger.PREDICTIONS, log, lake, fence, 10)
+    drained = ledger.drain(records.PREDICTIONS, log, lake, fence, 10)
     assert drained is not None
     assert drained.rows["id"].to_list() == ["p1", "p2"]  # by (asked, id), whatever process wrote first
     assert drained.commit.next_seq == 2
-    assert ledger.drain(ledger.PREDICTIONS, log, lake, fence, 20) is None
+    assert ledger.drain(records.PREDICTIONS, log, lake, fence, 20) is None
     writer.append(logged(3))
-    second = ledger.drain(ledger.PREDICTIONS, log, lake, fence, 30)
+    second = ledger.drain(records.PREDICTIONS, log, lake, fence, 30)
     assert second is not None
     assert second.rows["_seq"].to_list() == [2]
-    assert pl.DataFrame(lake.scan(ledger.PREDICTIONS))["id"].to_list() == ["p1", "p2", "p3"]
+    assert pl.DataFrame(lake.scan(records.PREDICTIONS))["id"].to_list() == ["p1", "p2", "p3"]
 
 
 def test_a_new_segment_is_drained_beside_the_old_one() -> None:
     lake, log, fence = MemoryLake(), MemoryLog(), GivenFence()
     first, second = log.writer(), log.writer()
     second.append(logged(1))
-    ledger.drain(ledger.PREDICTIONS, log, lake, fence, 10)
+    ledger.drain(records.PREDICTIONS, log, lake, fence, 10)
     first.append(logged(2))
     second.append(logged(3))
-    drained = ledger.drain(ledger.PREDICTIONS, log, lake, fence, 20)
+    drained = ledger.drain(records.PREDICTIONS, log, lake, fence, 20)
     assert drained is not None
     assert drained.rows["id"].to_list() == ["p2", "p3"]
 

@@ -24,11 +24,12 @@ from tidemill.base.clock import DAY, HOUR, format_time, parse_time, to_datetime
 from tidemill.base.errors import FencedError, SourceError, TrainingError, WorkspaceError
 from tidemill.engine import ingest
 from tidemill.engine import mill as mills
-from tidemill.engine.ledger import PREDICTIONS, RESERVED_TABLES, prediction_rows
+from tidemill.engine.ledger import prediction_rows
 from tidemill.engine.lookup import Lookup, features_at
 from tidemill.engine.mill import Mill, Ports, Turned, tables_of
 from tidemill.engine.online import OnlineState
 from tidemill.engine.predict import Logged
+from tidemill.engine.records import PREDICTIONS, RESERVED_TABLES
 from tidemill.engine.state import fold
 from tidemill.engine.train import Order
 from tidemill.ports.executor import Progress

@@ -15,7 +15,7 @@ import tidemill as tm
 from tidemill.base.clock import DAY, HOUR, VirtualClock, parse_time, to_datetime
 from tidemill.base.errors import SourceError
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.rehearse import (
     Asked,
     Difference,
@@ -161,7 +161,7 @@ def rehearsed(stage: Stage, clock: VirtualClock, ticks: Sequence[int], rows: pl.
         tick: Asked(each.model, each.requests, [f"{tick}:{place}" for place in range(each.requests.height)])
         for tick, each in past_questions(risk, rows, ticks).items()
     }
-    writer = stage.logs[ledger.PREDICTIONS].writer()
+    writer = stage.logs[records.PREDICTIONS].writer()
     return rehearse(stage.mill, clock, ticks, [asked], trainings.load, writer)
 
 
@@ -175,7 +175,7 @@ def test_only_what_was_delivered_is_in_the_lake() -> None:
         assert stage.rows("results").filter(pl.col("reported").dt.epoch("us") > turned.tick).is_empty()
         assert stage.rows("things").filter(pl.col("at").dt.epoch("us") > turned.tick + DAY).is_empty()
     assert len(stage.mill.state.model("risk").versions) >= 2
-    assert stage.rows(ledger.PREDICTIONS).height > 100
+    assert stage.rows(records.PREDICTIONS).height > 100
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,8 @@ def live() -> tuple[System, Record]:
     readers["results"] = Halting(readers["results"], clock)
     stage = Stage(system(tm.every("5d")), readers, trainings)
     stage.mill.start()
-    feedback = stage.logs[ledger.FEEDBACK].writer()
-    again = stage.logs[ledger.PREDICTIONS].writer()
+    feedback = stage.logs[records.FEEDBACK].writer()
+    again = stage.logs[records.PREDICTIONS].writer()
     ticks = range(START, START + 14 * DAY, TICK_LENGTH)
     for number, _ in enumerate(rehearsed(stage, clock, ticks, rows["things"], trainings)):
         if number == 20:
@@ -201,9 +201,9 @@ def live() -> tuple[System, Record]:
             stage.journal.request("rollback", back)
             stage.journal.request("rollback", {**back, "version": "v77"})
         if number in (10, 33):
-            said = ledger.Feedback(id="same", model="risk", prediction=None, key=["t150"], value=True)
+            said = records.Feedback(id="same", model="risk", prediction=None, key=["t150"], value=True)
             feedback.append(msgspec.json.encode(said))
-    newest = [each.payload for each in stage.logs[ledger.PREDICTIONS].read({}, limit=10**6)][-1]
+    newest = [each.payload for each in stage.logs[records.PREDICTIONS].read({}, limit=10**6)][-1]
     clock.advance_to(ticks[-1] + TICK_LENGTH)
     stage.mill.tick(ticks[-1] + TICK_LENGTH)
     again.append(newest)  # a client that asks again after an answer was lost

@@ -14,7 +14,7 @@ from rich.text import Text
 from tidemill.base.clock import DAY
 from tidemill.cli.flights.picture import Scene
 from tidemill.cli.words import when
-from tidemill.engine import ledger
+from tidemill.engine import records
 from tidemill.engine.example import ASKED_AT
 from tidemill.engine.interval import Interval, interval
 from tidemill.engine.mill import tables_of
@@ -43,7 +43,7 @@ class Scores:
 def score(project: Project) -> Scores:
     """Judge every logged prediction after the fact, and the two rivals on the same rows."""
     model = project.declared_model(MODEL)
-    logged = project.rows(ledger.PREDICTIONS).filter(pl.col("model") == MODEL)
+    logged = project.rows(records.PREDICTIONS).filter(pl.col("model") == MODEL)
     schema = project.rows(model.examples.name).schema
     known = outcomes(model, logged, project.rows(model.label.table.name), schema, project.now())
     state = project.state().model(MODEL)
