@@ -35,10 +35,10 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from xgboost import XGBClassifier
 
 from tidemill.adapters.onnx_models import OnnxModels
-from tidemill.engine.compiled import choose, columns_of
 from tidemill.engine.encode import learn
+from tidemill.engine.form import choose, columns_of
 from tidemill.engine.predict import Predictor
-from tidemill.project import FORMS
+from tidemill.workspace import FORMS
 
 NUMBERS = [f"x{i}" for i in range(20)]
 TEXTS = [f"c{i}" for i in range(5)]

@@ -92,13 +92,17 @@ class SegmentWriter:
             raise TidemillError(f"cannot write to {self._path}: {error.strerror}. Nothing of it was kept.") from error
         self._size += len(record)
 
+    def _take(self) -> list[Future[None]]:
+        """Return the future that records wait for, if any do; later ones get another."""
+        waiting, self._waiting = self._waiting, None
+        return [waiting] if waiting else []
+
     def _sync(self) -> None:
         """Sync whatever is waiting, at most every ``SYNC_EVERY`` seconds, until the segment has ended."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
-                waiting = [self._waiting] if self._waiting else []
-                self._waiting = None
+                waiting = self._take()
             started = time.monotonic()
             failure: OSError | None = None
             try:
@@ -109,9 +113,7 @@ class SegmentWriter:
             with self._changed:
                 if failure is not None:
                     self._ended = f"a sync failed ({failure.strerror})"
-                    if self._waiting:
-                        waiting.append(self._waiting)
-                        self._waiting = None
+                    waiting += self._take()
                 last = self._ended is not None and not self._waiting
                 if last:
                     os.close(self._handle)
