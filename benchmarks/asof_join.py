@@ -9,7 +9,6 @@ differ in whether a row of that very moment counts (ours: it does not).
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -104,11 +103,11 @@ def ours(folder: Path, scale: int, out: Path) -> dict[str, float]:
     joined.rename(
         {f"{t.name}__{t.name}_{p}": f"{t.name}_{p}" for t in sizes(scale) for p in range(t.values)}
     ).write_parquet(out)
-    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": took, "peak": common.peak()}
 
 
 FEAST = """
-import json, resource, sys, time, pathlib, datetime
+import json, re, sys, time, pathlib, datetime
 import pandas as pd
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig
 from feast.repo_config import RegistryConfig
@@ -137,7 +136,8 @@ joined = store.get_historical_features(
 ).to_df()
 took = time.perf_counter() - begun
 joined.to_parquet(out)
-print(json.dumps({"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+peak = int(re.findall(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[0]) / 1024
+print(json.dumps({"seconds": took, "peak": peak}))
 """
 
 

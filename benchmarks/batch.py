@@ -9,7 +9,6 @@ begins when its libraries and its model are loaded and, for us, when the project
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -143,7 +142,7 @@ def ours(folder: Path, name: str, out: str) -> dict[str, float]:
     begun = time.perf_counter()
     batch.predict(project, name, [folder / "new.parquet"], output=out, overwrite=True)
     took = time.perf_counter() - begun
-    return {"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": took, "peak": common.peak()}
 
 
 def same(mine: Path, theirs: Path, rows: int) -> bool:

@@ -19,6 +19,7 @@ import json
 import operator
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -130,6 +131,11 @@ def alternate(
 def medians(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return the median of each contestant's figures."""
     return {name: statistics.median(each) for name, each in figures.items()}
+
+
+def peak() -> float:
+    """Return the most memory that this process has had resident, in MB (getrusage would count its parent's, too)."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 # What is said -----------------------------------------------------------------------------------------------------

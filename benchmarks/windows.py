@@ -12,7 +12,6 @@ and one hot key with a million events and questions.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -100,7 +99,7 @@ def ours(folder: Path, out: str, kind: str) -> dict[str, float]:
             if name.startswith("last")
         )
         frame.fill_nan(None).write_parquet(out)
-    return {"index": indexed, "seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"index": indexed, "seconds": took, "peak": common.peak()}
 
 
 POLARS = """

@@ -72,6 +72,7 @@ def _ends(rows: pl.DataFrame, table: Source | Table, *, always: bool) -> pl.Seri
     hashes = rows.select(table.key).hash_rows()
     ordered = hashes.sort()
     twice = ordered.filter(ordered == ordered.shift(1)).unique()
+    del ordered  # of large tables, these are what memory peaks at
     if not len(twice):
         return forever
     places = hashes.is_in(twice.implode()).arg_true()
