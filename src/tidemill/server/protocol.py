@@ -54,9 +54,29 @@ class Shared:
     draining: bool = False
     connections: set[Connection] = field(default_factory=set)
     date: bytes = b""
+    _unsent: list[tuple[asyncio.Transport, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tell_time()
+
+    def send(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Send ``data`` once all connections that have something to read were heard.
+
+        A send wakes the reader, which costs most of it; when many are sent together, most readers are awake.
+        """
+        if len(self.connections) == 1:
+            transport.write(data)
+            return
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._unsent.append((transport, data))
+
+    def flush(self) -> None:
+        """Send what waits to be sent."""
+        unsent, self._unsent = self._unsent, []
+        for transport, data in unsent:
+            if not transport.is_closing():
+                transport.write(data)
 
     def tell_time(self) -> None:
         """Take the machine's time for the date of replies."""
@@ -187,6 +207,7 @@ class Connection(asyncio.Protocol):
                 self._too_large()
             expects |= name == b"expect" and value.lower() == b"100-continue"
         if expects and self._transport is not None and not self._lingering:
+            self._shared.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
@@ -238,8 +259,8 @@ class Connection(asyncio.Protocol):
                 task = self._loop.create_task(self._later(request, answer, keep))
                 task.add_done_callback(_TASKS.discard)
                 _TASKS.add(task)
-        if self._close and not self._waiting and not self._busy and not self._lingering and self._transport is not None:
-            self._transport.close()
+        if self._close and not self._waiting and not self._busy and not self._lingering:
+            self._end()
 
     async def _later(self, request: Request, answer: Coroutine[Any, Any, Reply], keep: bool) -> None:
         reply = await answer
@@ -268,10 +289,10 @@ class Connection(asyncio.Protocol):
             head.append(reply.body)
         if not self._paused:
             self._wait()
-        self._transport.write(b"".join(head))
+        self._shared.send(self._transport, b"".join(head))
         if not keep:
             self._waiting.clear()
-            self._transport.close()
+            self._end()
 
     def _refuse(self, status: int, reason: str, *headers: tuple[bytes, bytes]) -> None:
         """Answer that whatever was asked is refused, and take no more from this client.
@@ -291,6 +312,7 @@ class Connection(asyncio.Protocol):
         head = [_STATUS[reply.status], b"date: ", self._shared.date, b"\r\ncontent-type: ", reply.content_type]
         head.append(b"\r\ncontent-length: %d\r\n" % len(reply.body))
         head += [part for name, value in reply.headers for part in (name, b": ", value, b"\r\n")]
+        self._shared.flush()
         self._transport.write(b"".join((*head, b"connection: close\r\n\r\n", reply.body)))
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -315,12 +337,18 @@ class Connection(asyncio.Protocol):
         elif self._url or self._head:
             self._refuse(408, f"The request did not come within {self._shared.patience:g} s.")
         else:
-            self._transport.close()
+            self._end()
 
     def drain(self) -> None:
         """Close it once what is under way is answered; an idle one now."""
         self._close = True
-        if not self._busy and not self._waiting and not self._url and self._transport is not None:
+        if not self._busy and not self._waiting and not self._url:
+            self._end()
+
+    def _end(self) -> None:
+        """Close it once what was answered is out."""
+        if self._transport is not None:
+            self._shared.flush()
             self._transport.close()
 
     def cut(self) -> None:
