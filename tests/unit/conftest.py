@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,10 @@ class Plain:
         if mark is None:
             raise WorkspaceError("the online state is empty")
         return requests.select(self.columns), Applied.decode(mark)
+
+    def row(self, request: dict[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Applied]:
+        frame, applied = self.features(pl.DataFrame([request], schema=schema))
+        return list(frame.row(0)), applied
 
 
 def declared(endpoint: tm.Endpoint | None = None) -> System:

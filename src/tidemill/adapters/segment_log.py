@@ -45,7 +45,8 @@ class SegmentWriter:
         self._size = 0
         self._ended: str | None = None
         self._waiting: Future[None] | None = None  # of the records that the next sync is for
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._syncer = threading.Thread(target=self._sync, name=f"sync of {path.name}", daemon=True)
         self._syncer.start()
 
@@ -59,12 +60,12 @@ class SegmentWriter:
             raise TidemillError(
                 f"a record of {len(payload):,} bytes is too long for the log, which takes {MAX_PAYLOAD:,}. Send less."
             )
-        length = struct.pack("<I", len(payload))
-        record = b"".join((length, struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))), payload))
-        with self._changed:
+        length = len(payload).to_bytes(4, "little")
+        header = length + zlib.crc32(payload, zlib.crc32(length)).to_bytes(4, "little")
+        with self._lock:
             if self._ended:
                 raise TidemillError(f"{self._path} takes no more records: {self._ended}. Start a new writer.")
-            self._write(record)
+            self._write(header, payload)
             if self._waiting is None:  # records that are synced together share a future
                 self._waiting = Future()
                 self._waiting.set_running_or_notify_cancel()  # what is written cannot be cancelled
@@ -79,18 +80,19 @@ class SegmentWriter:
             self._changed.notify()
         self._syncer.join()
 
-    def _write(self, record: bytes) -> None:
-        written = 0
+    def _write(self, header: bytes, payload: bytes) -> None:
+        size = len(header) + len(payload)
         try:
-            while written < len(record):
-                written += os.write(self._handle, record[written:])
+            written = os.writev(self._handle, (header, payload))
+            while written < size:
+                written += os.write(self._handle, (header + payload)[written:])
         except OSError as error:
             try:
                 os.ftruncate(self._handle, self._size)
             except OSError:
                 self._ended = f"a write failed ({error.strerror}) and left a torn record"
             raise TidemillError(f"cannot write to {self._path}: {error.strerror}. Nothing of it was kept.") from error
-        self._size += len(record)
+        self._size += size
 
     def _take(self) -> list[Future[None]]:
         """Return the future that records wait for, if any do; later ones get another."""

@@ -8,16 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
 
 from tidemill.base.clock import format_time, from_datetime
+from tidemill.base.schema import picker
 from tidemill.engine.predict import Features, Logged, Predictor
 from tidemill.engine.request import RequestRows
 from tidemill.engine.route import PLAIN, Route
 from tidemill.spec.model import Model
+
+#: The stages of an answer that are timed, in order.
+STAGES = ("parse", "lookup", "predict", "log")
 
 _spelled = lru_cache(16)(format_time)  # t stands still between two ticks
 
@@ -41,37 +45,35 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Loaded:
     """A model version ready to answer.
 
-    ``places``: of the model's columns, those that the predictor takes, in its order; None where it takes frames only.
+    ``pick`` takes the predictor's values, in its order, from those of the model's columns; None where the predictor
+    takes frames only. ``named``: answers name a class, for there are more than two, or they are text.
     """
 
     version: int
     training: str
     predictor: Predictor
-    places: tuple[int, ...] | None = None
+    pick: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    named: bool = False
 
     @staticmethod
     def of(version: int, training: str, predictor: Predictor, columns: Sequence[str]) -> Loaded:
         """Return a version of a model with these ``columns``."""
         where = {name: place for place, name in enumerate(columns)}
         rows = predictor.runner is not None and all(name in where for name in predictor.encoding.columns)
-        places = tuple(where[name] for name in predictor.encoding.columns) if rows else None
-        return Loaded(version, training, predictor, places)
-
-    @property
-    def named(self) -> bool:
-        """True when answers name a class: there are more than two, or they are text."""
-        classes = self.predictor.encoding.classes
-        return len(classes) > 2 or any(isinstance(each, str) for each in classes)
+        pick = picker([where[name] for name in predictor.encoding.columns]) if rows else None
+        classes = predictor.encoding.classes
+        named = len(classes) > 2 or any(isinstance(each, str) for each in classes)
+        return Loaded(version, training, predictor, pick, named)
 
     def answers(self, logged: Sequence[Logged]) -> list[Answer]:
         """Return what goes out for each of ``logged``."""
-        classes, named = self.predictor.encoding.classes, self.named
+        classes = self.predictor.encoding.classes
         asked = _spelled(logged[0].asked)
         answers = []
         for one in logged:
             prediction: Any = one.prediction
             probabilities = None
-            if named:
+            if self.named:
                 each = prediction if isinstance(prediction, list) else [1.0 - prediction, prediction]
                 probabilities = {str(name): probability for name, probability in zip(classes, each, strict=True)}
                 prediction = classes[each.index(max(each))]
@@ -90,7 +92,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A model as it answers now: its champion, how questions are shared out, and the other versions of the route."""
+    """A model as it answers now: its champion, how questions are shared out, and the other versions of the route.
+
+    ``single``: a single row can be answered without a frame, by the champion alone, with nothing mirrored.
+    """
 
     model: Model
     rows: RequestRows
@@ -98,28 +103,27 @@ class Live:
     route: Route = PLAIN
     others: Mapping[int, Loaded] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    single: bool = field(init=False)
 
-    @property
-    def single(self) -> bool:
-        """True when a single row can be answered without a frame: by the champion alone, with nothing mirrored."""
-        return self.champion.places is not None and self.rows.plain and self.route == PLAIN
+    def __post_init__(self) -> None:
+        single = self.champion.pick is not None and self.rows.plain and self.route == PLAIN
+        object.__setattr__(self, "single", single)
 
     def get(self, version: int) -> Loaded | None:
         """Return ``version`` when it is loaded."""
         return self.champion if version == self.champion.version else self.others.get(version)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """What has been written for a request, and when it is on disk: await ``synced`` where durability is "sync".
 
-    ``mirror``, when there is one, asks the shadows; call it once the answer is out. ``stages``: (stage, seconds).
+    ``mirror``, when there is one, asks the shadows; call it once the answer is out. ``seconds``: see ``STAGES``.
     """
 
     answers: list[Answer]
     synced: tuple[Future[None], ...]
     mirror: Callable[[], None] | None = None
-    stages: tuple[tuple[str, float], ...] = ()
+    seconds: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
 
 class Looking:

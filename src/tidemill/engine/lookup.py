@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.errors import RequestError, WorkspaceError
-from tidemill.base.schema import SEQ
+from tidemill.base.schema import SEQ, picker
 from tidemill.engine.feature import TableView, assemble, features, require
 from tidemill.engine.layout import DIRECTORY, NO_DIRECTORY, VIEWS, Applied, Shape, blocks, definition, heads
 from tidemill.engine.naming import Requests, name_of
@@ -54,7 +54,7 @@ class Lookup:
             found = {view.name: self._readers[view.name].frame(snapshot, asked, applied.t) for view in self._views}
         return assemble(self._model, requests, lambda view: found[view.name]), applied
 
-    def row(self, request: dict[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Applied]:
+    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Applied]:
         """Return the values of ``model.columns`` for one request, and as of when: a row of ``features``.
 
         ``schema``: the columns of the request with their types, the same mapping each time. Times are whole
@@ -67,13 +67,13 @@ class Lookup:
                     self._prepare(schema)
                 names = [name(request) for name in self._names]
                 values: list[Any] = []
-                for reader, place, program, column in self._steps:
-                    if reader is not None:
-                        values += reader.row(snapshot, names[place], applied.t)
+                for pick, program, reader, place in self._steps:
+                    if pick is not None:
+                        values += pick(request)
                     elif program is not None:
                         values += program.row(request)
-                    else:
-                        values.append(request[column])
+                    elif reader is not None:
+                        values += reader.row(snapshot, names[place], applied.t)
         except KeyError as error:
             if error.args and error.args[0] in request and error.args[0] in schema:
                 raise
@@ -100,14 +100,19 @@ class Lookup:
         return self._applied
 
     def _prepare(self, schema: Mapping[str, pl.DataType]) -> None:
-        """Make the steps of a row: one for each feature of the model. Views of one key share the group's name."""
+        """Make the steps of a row: one for the model's features in their order. Views of one key share the group's name."""
         steps: list[_Step] = []
         places: dict[tuple[Any, ...], int] = {}
         names: list[Callable[[Mapping[str, Any]], bytes | None]] = []
+        columns: list[str] = []
         for feature in self._model.features:
             if isinstance(feature, str):
-                steps.append(_Step(column=feature))
-            elif isinstance(feature, OnDemand):
+                columns.append(feature)
+                continue
+            if columns:
+                steps.append(_Step(pick=picker(columns)))
+                columns = []
+            if isinstance(feature, OnDemand):
                 for column in feature.request_columns:
                     schema[column]
                 named = {f"{feature.name}__{name}": expression for name, expression in feature.features}
@@ -119,19 +124,21 @@ class Lookup:
                     places[key] = len(names)
                     names.append(name_of(feature.request_columns, reader.shape.keys, schema))
                 steps.append(_Step(reader=reader, place=places[key]))
+        if columns:
+            steps.append(_Step(pick=picker(columns)))
         self._steps, self._names, self._schema = steps, names, schema
 
 
 class _Step(NamedTuple):
-    """How a feature of the model comes into a row: by a view's reader, by a program over the request, or as it is.
+    """How values come into a row: columns of the request as they are, a program over it, or a view's reader.
 
     ``place``: which of the lookup's names is that of the view's group.
     """
 
+    pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] | None = None
+    program: Program | None = None
     reader: _Reader | None = None
     place: int = 0
-    program: Program | None = None
-    column: str = ""
 
 
 @dataclass(slots=True)

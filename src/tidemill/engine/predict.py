@@ -5,7 +5,8 @@ The server, the batch and the backtest answer through ``Answerer``, so what is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,6 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.errors import RequestError
-from tidemill.base.hashing import fingerprint
 from tidemill.engine.encode import Encoding
 
 
@@ -82,8 +82,8 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction as it is logged: everything that is needed to trace it and to compute it again.
 
     ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
-    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``. The
-    ``id`` hashes model, key, ``asked`` and ``nonce``.
+    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``. ``id``: see
+    ``prediction_id``.
     """
 
     id: str
@@ -93,11 +93,22 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     asked: int
     journal: int
     nonce: str
-    applied: dict[str, int]
+    applied: Mapping[str, int]
     key: list[Any]
     request: dict[str, Any]
     features: dict[str, Any]
     prediction: float | list[float]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def prediction_id(model: str, key: Sequence[Any], t: int, nonce: str) -> str:
+    """Return the id of the prediction of ``model`` for ``key`` at ``t``: 24 hexadecimal digits of their hash.
+
+    ``nonce`` tells apart two questions about one key at one moment.
+    """
+    return hashlib.blake2b(_encode((model, [str(part) for part in key], t, nonce)), digest_size=12).hexdigest()
 
 
 @dataclass(slots=True)
@@ -118,9 +129,8 @@ class Answerer:
     def answer(self, requests: pl.DataFrame, *, nonces: Sequence[str], route: str = "champion") -> list[Logged]:
         """Return one prediction a row of ``requests`` (the model's request columns), in order.
 
-        ``nonces`` tell apart two questions about one key at one moment; the prediction's id hashes model, key, t and
-        nonce. Raises RequestError, having kept nothing, when the rows' values are such that a feature cannot be
-        computed, the estimator refuses them, or a prediction is not finite.
+        ``nonces``: see ``prediction_id``. Raises RequestError, having kept nothing, when the rows' values are such that
+        a feature cannot be computed, the estimator refuses them, or a prediction is not finite.
         """
         try:
             features, applied = self.lookup.features(requests)
@@ -133,17 +143,16 @@ class Answerer:
         if not np.isfinite(predicted).all():
             raise RequestError("The model gives no finite prediction for these rows.")
         predictions = predicted.tolist()
-        sequences = dict(applied.next_seq)
         answers = [
             Logged(
-                id=fingerprint(self.name, [str(row[column]) for column in self.key], applied.t, nonce)[:24],
+                id=prediction_id(self.name, [row[column] for column in self.key], applied.t, nonce),
                 model=self.name,
                 version=self.version,
                 route=route,
                 asked=applied.t,
                 journal=applied.journal,
                 nonce=nonce,
-                applied=sequences,
+                applied=applied.next_seq,
                 key=[row[column] for column in self.key],
                 request=row,
                 features=values,

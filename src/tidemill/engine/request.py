@@ -18,10 +18,11 @@ import datetime as dt
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import polars as pl
+from msgspec.structs import astuple
 
 from tidemill.base.clock import format_time, from_datetime, parse_time
 from tidemill.base.errors import RequestError, TidemillError
@@ -114,6 +115,8 @@ class RequestRows:
         self._readers = {name: _reader(name, dtype) for name, dtype in schema.items()}
         #: Whether a plain value is all that a column's type makes of it, so that a row needs no frame.
         self.plain = all(made == self.schema[name] for name, (_, _, made) in self._readers.items())
+        self._typed = None if "rows" in schema else _typed(self.schema, self.key)
+        self._alone = [(name, read) for name, (_, read, _) in self._readers.items() if _is_time(self.schema[name])]
 
     def read(self, body: bytes | bytearray) -> pl.DataFrame:
         """Return the rows in ``body``: ``{"rows": [{…}, …]}``, or the object of a single row.
@@ -130,6 +133,23 @@ class RequestRows:
         if single and ("rows" not in value or "rows" in self._names):
             return [value], ""
         return objects(fields(value, ("rows",))["rows"]), "rows[{}]."
+
+    def one(self, body: bytes | bytearray) -> dict[str, Any] | None:
+        """Return the single row in ``body`` as ``row`` would, in a third of the time, or None: then ask ``objects``.
+
+        That is for bodies with several rows and whatever is unusual or wrong: it knows what to say. Only where
+        ``plain`` is true.
+        """
+        if self._typed is None:
+            return None
+        try:
+            made = dict(zip(self.schema, astuple(self._typed(body)), strict=True))
+            for name, read in self._alone:
+                if made[name] is not None:
+                    made[name] = read(made[name])
+        except (ValueError, RecursionError):  # what msgspec raises is a ValueError, too
+            return None
+        return made
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return one row as plain values in the order of ``schema``: times as microseconds, dates as dates.
@@ -195,6 +215,30 @@ class RequestRows:
                         raise RequestError(str(error), field=where.format(i) + name) from error
         column = pl.Series(name, values, dtype)
         return column if dtype == self.schema[name] else column.cast(self.schema[name])
+
+
+def _typed(schema: Mapping[str, pl.DataType], key: Sequence[str]) -> Callable[[bytes | bytearray], msgspec.Struct]:
+    """Return a decoder of a row that takes no value which ``_reader`` would refuse, but for times and dates."""
+    types: list[tuple[str, Any]] = []
+    for place, (name, dtype) in enumerate(schema.items()):
+        one: Any = str
+        if width := _WIDTHS.get(dtype.base_type()):
+            # msgspec takes bounds of 64 bits, with a sign; what lies beyond goes the longer way.
+            one = Annotated[int, msgspec.Meta(ge=width[0], le=min(width[1], 2**63 - 1))]
+        elif dtype.is_float():
+            one = Annotated[float, msgspec.Meta(ge=-float(_EXACT), le=float(_EXACT))]
+        elif dtype == pl.Boolean:
+            one = bool
+        elif dtype == pl.Datetime:
+            one = int | str
+        types.append((f"_{place}", one if name in key else one | None))
+    names = {f"_{place}": name for place, name in enumerate(schema)}
+    made = msgspec.defstruct("Row", types, rename=names, forbid_unknown_fields=True, gc=False)
+    return msgspec.json.Decoder(made).decode
+
+
+def _is_time(dtype: pl.DataType) -> bool:
+    return dtype in (pl.Date, pl.Datetime)
 
 
 def _reader(name: str, dtype: pl.DataType) -> tuple[set[type], _Read, pl.DataType]:

@@ -11,13 +11,14 @@ what they say is logged by the route "shadow".
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -72,7 +73,7 @@ class Serving:
         journal: Journal,
         online: Online,
         *,
-        lookup: Callable[[Model, Online], Features],
+        lookup: Callable[[Model, Online], RowFeatures],
         load: Callable[[str, str], Predictor],
         schema: Callable[[str], Mapping[str, pl.DataType]],
         log: Callable[[str], LogWriter],
@@ -94,6 +95,7 @@ class Serving:
         self._now = _Now()
         self._applied = 0
         self._retry_at = 0.0
+        self._origin, self._count = os.urandom(12).hex(), itertools.count()
         self._turn = threading.Lock()  # held by the one refresh under way
         #: How often an arm or a shadow failed, by model and version.
         self.failures: Counter[tuple[str, int]] = Counter()
@@ -262,36 +264,30 @@ class Serving:
     def predict(self, name: str, body: bytes | bytearray, *, nonce: str | None = None) -> Kept:
         """Answer the rows in ``body`` (see RequestRows.read); the predictions are in the log when it returns.
 
-        ``nonce`` makes the predictions' ids repeatable while t stands; by default it is random. Raises RequestError,
+        ``nonce`` makes the predictions' ids repeatable while t stands; by default it is unique. Raises RequestError,
         NotFoundError, NotReadyError.
         """
         live = self.live(name)
         began = time.perf_counter()
+        if live.single and (request := live.rows.one(body)) is not None:
+            return self._single(live, request, nonce, began)
         rows, where = live.rows.objects(body)
-        if not where and live.single:
-            lookup = self._lookup(live.model)
-            if hasattr(lookup, "row"):
-                return self._single(live, cast(RowFeatures, lookup), live.rows.row(rows[0]), nonce, began)
+        if live.single and not where:
+            return self._single(live, live.rows.row(rows[0]), nonce, began)
         frame = live.rows.frame(rows, where)
         return self.answer(live, frame, nonce=nonce, parsing=time.perf_counter() - began)
 
-    def _single(
-        self, live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str | None, began: float
-    ) -> Kept:
+    def _single(self, live: Live, request: dict[str, Any], nonce: str | None, began: float) -> Kept:
+        lookup = self._lookup(live.model)
         parsed = time.perf_counter()
         try:
-            one, looking = single.answer(live, lookup, request, f"{nonce or os.urandom(16).hex()}:0", CHAMPION)
+            one, looking = single.answer(live, lookup, request, f"{nonce or self._nonce()}:0", CHAMPION)
         except WorkspaceError as error:
             raise _not_yet(error) from error
         answered = time.perf_counter()
         synced = (self._predictions.append(_encode(one)),) if sampled(one.id, self._share) else ()
-        stages = (
-            ("parse", parsed - began),
-            ("lookup", looking),
-            ("predict", answered - parsed - looking),
-            ("log", time.perf_counter() - answered),
-        )
-        return Kept(live.champion.answers((one,)), synced, None, stages)
+        seconds = parsed - began, looking, answered - parsed - looking, time.perf_counter() - answered
+        return Kept(live.champion.answers((one,)), synced, None, seconds)
 
     def answer(
         self,
@@ -307,7 +303,7 @@ class Serving:
         ``parsing``: the seconds that reading them took. Errors as for ``predict``.
         """
         began = time.perf_counter()
-        nonce = nonce or os.urandom(16).hex()
+        nonce = nonce or self._nonce()
         looking = Looking(self._lookup(live.model), requests)
         parts = self._share_out(live, requests, version)
         logged: list[Logged] = []
@@ -335,13 +331,14 @@ class Serving:
                 for other, places in sorted(mirrored.items()):
                     self._mirror(live, other, requests, looking, sorted(places), nonce, ids)
 
-        stages = (
-            ("parse", parsing),
-            ("lookup", looking.seconds),
-            ("predict", answered - began - looking.seconds),
-            ("log", time.perf_counter() - answered),
+        looked = looking.seconds
+        return Kept(
+            answers, synced, mirror, (parsing, looked, answered - began - looked, time.perf_counter() - answered)
         )
-        return Kept(answers, synced, mirror, stages)
+
+    def _nonce(self) -> str:
+        """Return a nonce that no other process and no other request has."""
+        return f"{self._origin}-{next(self._count):x}"
 
     def _share_out(
         self, live: Live, requests: pl.DataFrame, version: int | None
@@ -416,8 +413,8 @@ class Serving:
     def _answerer(live: Live, by: Loaded, lookup: Features) -> Answerer:
         return Answerer(live.model.name, by.version, live.rows.key, lookup, by.predictor, lambda _: None)
 
-    def _lookup(self, model: Model) -> Features:
-        mine: dict[str, Features] = self._lookups.__dict__
+    def _lookup(self, model: Model) -> RowFeatures:
+        mine: dict[str, RowFeatures] = self._lookups.__dict__
         if model.name not in mine:
             mine[model.name] = self._make_lookup(model, self._online)
         return mine[model.name]

@@ -13,13 +13,12 @@ from typing import Any, Protocol
 import polars as pl
 
 from tidemill.base.errors import RequestError
-from tidemill.base.hashing import fingerprint
 from tidemill.engine.live import Live
-from tidemill.engine.predict import Logged
+from tidemill.engine.predict import Features, Logged, prediction_id
 
 
-class RowFeatures(Protocol):
-    """Looks up the features of one row."""
+class RowFeatures(Features, Protocol):
+    """Looks features up as of what has been applied: of many requests, or of one without a frame."""
 
     def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Any]:
         """Return the values of the model's columns for ``request``, and what had been applied."""
@@ -32,12 +31,12 @@ def answer(live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str,
     Raises RequestError as ``Answerer.answer``, WorkspaceError as the look-up.
     """
     champion = live.champion
-    assert champion.places is not None
+    assert champion.pick is not None
     began = time.perf_counter()
     values, applied = lookup.row(request, live.rows.schema)
     looking = time.perf_counter() - began
     try:
-        predicted = champion.predictor.row([values[place] for place in champion.places])
+        predicted = champion.predictor.row(champion.pick(values))
     except ValueError as error:
         first = str(error).partition("\n")[0]
         raise RequestError(f"The model cannot take the features of these rows: {first}") from error
@@ -46,14 +45,14 @@ def answer(live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str,
     key = [request[column] for column in live.rows.key]
     name = live.model.name
     logged = Logged(
-        id=fingerprint(name, [str(each) for each in key], applied.t, nonce)[:24],
+        id=prediction_id(name, key, applied.t, nonce),
         model=name,
         version=champion.version,
         route=route,
         asked=applied.t,
         journal=applied.journal,
         nonce=nonce,
-        applied=dict(applied.next_seq),
+        applied=applied.next_seq,
         key=key,
         request=request,
         features=dict(zip(live.columns, values, strict=True)),

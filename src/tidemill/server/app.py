@@ -46,8 +46,8 @@ TELL = 1.0
 _Later = Coroutine[Any, Any, Reply]
 #: Answers a request about a name and a version (text; empty where the path has none).
 _Handler = Callable[[Request, str, str], Reply | _Later]
-#: Answers a request; returns what was kept, and what makes the reply.
-_Work = Callable[[], tuple[Kept, Callable[[], Reply]]]
+#: Answers a request; returns what was kept, the reply, and the seconds that writing the reply took.
+_Work = Callable[[], tuple[Kept, Reply, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +200,11 @@ class App:
     def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
 
-        def work() -> tuple[Kept, Callable[[], Reply]]:
+        def work() -> tuple[Kept, Reply, float]:
             kept = self._serving.predict(name, request.body, nonce=nonce)
-            return kept, lambda: Reply(200, encode({"model": name, "predictions": kept.answers}))
+            began = time.perf_counter()
+            reply = Reply(200, encode({"model": name, "predictions": kept.answers}))
+            return kept, reply, time.perf_counter() - began
 
         return self._worked(request, name, None, work)
 
@@ -210,13 +212,15 @@ class App:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
         pinned = self._number(name, version)
 
-        def work() -> tuple[Kept, Callable[[], Reply]]:
+        def work() -> tuple[Kept, Reply, float]:
             live = self._serving.live(name)
             began = time.perf_counter()
             asked, rows = infer.read(request.body, request.header(infer.LENGTH), live)
             parsing = time.perf_counter() - began
             kept = self._serving.answer(live, rows, nonce=nonce, version=pinned, parsing=parsing)
-            return kept, lambda: infer.answer(name, live, asked, kept.answers)
+            began = time.perf_counter()
+            reply = infer.answer(name, live, asked, kept.answers)
+            return kept, reply, time.perf_counter() - began
 
         return self._worked(request, name, pinned, work)
 
@@ -234,8 +238,7 @@ class App:
         short = len(request.body) <= INLINE
         if not short or self._sync or not self._serving.loaded(name, version):
             return self._worked_later(request, name, version, work, short)
-        kept, say = work()
-        return self._said(request, name, kept, say)
+        return self._said(request, name, *work())
 
     async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work, short: bool) -> Reply:
         with self._admitted():
@@ -243,23 +246,18 @@ class App:
                 loop = asyncio.get_running_loop()
                 if not self._serving.loaded(name, version):
                     await loop.run_in_executor(self._journal, self._serving.load, name, version)
-                kept, say = work() if short else await loop.run_in_executor(self._batches, work)
+                kept, reply, encoding = work() if short else await loop.run_in_executor(self._batches, work)
                 await self._durable(kept.synced)
-        return self._said(request, name, kept, say)
+        return self._said(request, name, kept, reply, encoding)
 
-    def _said(self, request: Request, name: str, kept: Kept, say: Callable[[], Reply]) -> Reply:
-        metrics = self._metrics
-        began = time.perf_counter()
-        reply = say()
-        metrics.stage("encode", time.perf_counter() - began)
-        metrics.stage("read", request.reading)
-        for stage, seconds in kept.stages:
-            metrics.stage(stage, seconds)
-        for answer in kept.answers:
-            metrics.predictions[name, answer.version, answer.route] += 1
+    def _said(self, request: Request, name: str, kept: Kept, reply: Reply, encoding: float) -> Reply:
+        self._metrics.predicted(
+            [(name, answer.version, answer.route) for answer in kept.answers],
+            (request.reading, *kept.seconds, encoding),
+        )
         if kept.mirror is not None:
             if self._mirroring >= MIRRORS:
-                metrics.dropped += 1
+                self._metrics.dropped += 1
             else:
                 self._mirroring += 1
                 asyncio.get_running_loop().call_soon(self._mirror, kept.mirror)  # once the answer is out

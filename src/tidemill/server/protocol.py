@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, cast
 from urllib.parse import unquote
@@ -32,6 +33,8 @@ LINGER = 2.0
 SWEEP = 0.25
 
 _STATUS = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
+
+_CLOSE = b"connection: close\r\n"
 
 #: Answers a request, at once or later. Never raises.
 Answer = Callable[[Request], "Reply | Coroutine[Any, Any, Reply]"]
@@ -136,6 +139,7 @@ class Connection(asyncio.Protocol):
         self._lingering = False  # the last reply is out; what still comes is thrown away
         self._close = False  # no request is taken any more
         self._held = 0
+        self._body: bytes | bytearray
         self._clear()
         self.deadline = self._loop.time() + shared.patience
 
@@ -192,12 +196,16 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Collect the target of the request."""
         self._url += url
-        self._count(len(url))
+        self._head += len(url)
+        if self._head > MAX_HEAD:
+            self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header."""
         self._headers.append((name.lower(), value))
-        self._count(len(name) + len(value) + 4)
+        self._head += len(name) + len(value) + 4
+        if self._head > MAX_HEAD:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Refuse a body that is announced as too long; ask for it where the client waits to be asked."""
@@ -214,7 +222,12 @@ class Connection(asyncio.Protocol):
         """Collect a part of the body, within what one request and all together may take."""
         if self._lingering:
             return
-        self._body += part
+        if not self._body:
+            self._body = part  # most bodies come in one part
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += part
         size = len(self._body)
         if size > self._shared.max_body:
             self._too_large()
@@ -229,17 +242,15 @@ class Connection(asyncio.Protocol):
         """Answer the request, unless another is still being answered."""
         if self._lingering or self._transport is None:
             return
-        method = self._parser.get_method().decode()
         try:
-            url = httptools.parse_url(self._url)
-            path = (url.path or b"/").decode()
+            path = _path(self._url)
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             self._refuse(400, "The target of the request is no path.")
             return
-        request = Request(method, unquote(path) if "%" in path else path, self._headers, self._body)
+        parser = self._parser
+        request = Request(parser.get_method().decode(), path, self._headers, self._body)
         request.reading = self._loop.time() - (self.deadline - self._shared.patience)
-        keep = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-        self._waiting.append((request, keep))
+        self._waiting.append((request, parser.should_keep_alive() and not parser.should_upgrade()))
         self._clear()
         self._next()
 
@@ -274,22 +285,10 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._release()
         keep = keep and not self._shared.draining and not (self._close and not self._waiting)
-        head = [
-            _STATUS[reply.status],
-            b"date: ",
-            self._shared.date,
-            b"\r\ncontent-type: ",
-            reply.content_type,
-            b"\r\ncontent-length: %d\r\n" % len(reply.body),
-        ]
-        for name, value in reply.headers:
-            head += (name, b": ", value, b"\r\n")
-        head.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
-        if request.method != "HEAD":
-            head.append(reply.body)
         if not self._paused:
             self._wait()
-        self._shared.send(self._transport, b"".join(head))
+        body = reply.body if request.method != "HEAD" else b""
+        self._shared.send(self._transport, self._head_of(reply, b"" if keep else _CLOSE) + body)
         if not keep:
             self._waiting.clear()
             self._end()
@@ -307,24 +306,26 @@ class Connection(asyncio.Protocol):
             return
         self._lingering = True
         reply = fault(self._url.decode("latin-1"), status, reason, *headers)
-        self._body = bytearray()
+        self._body = b""
         self._release()
-        head = [_STATUS[reply.status], b"date: ", self._shared.date, b"\r\ncontent-type: ", reply.content_type]
-        head.append(b"\r\ncontent-length: %d\r\n" % len(reply.body))
-        head += [part for name, value in reply.headers for part in (name, b": ", value, b"\r\n")]
         self._shared.flush()
-        self._transport.write(b"".join((*head, b"connection: close\r\n\r\n", reply.body)))
+        self._transport.write(self._head_of(reply, _CLOSE) + reply.body)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.deadline = self._loop.time() + LINGER
 
+    def _head_of(self, reply: Reply, last: bytes) -> bytes:
+        """Return the status line and the headers of ``reply``, ``last`` after the others."""
+        more = b"".join([b"%b: %b\r\n" % header for header in reply.headers]) if reply.headers else b""
+        return b"%bdate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+            _STATUS[reply.status], self._shared.date, reply.content_type, len(reply.body), more, last,
+        )  # fmt: skip
+
     def _too_large(self) -> None:
         self._refuse(413, f"The body is larger than {self._shared.max_body} bytes; send fewer rows.")
 
-    def _count(self, size: int) -> None:
-        self._head += size
-        if self._head > MAX_HEAD:
-            self._refuse(431, f"The request's line and headers are longer than {MAX_HEAD} bytes.")
+    def _refuse_head(self) -> None:
+        self._refuse(431, f"The request's line and headers are longer than {MAX_HEAD} bytes.")
 
     # Time
 
@@ -366,12 +367,19 @@ class Connection(asyncio.Protocol):
     def _clear(self) -> None:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._body = bytearray()
+        self._body = b""
         self._head = 0
 
     def _release(self) -> None:
         self._shared.held -= self._held
         self._held = 0
+
+
+@lru_cache(1024)
+def _path(target: bytes) -> str:
+    """Return the path of a request's target, decoded and without its query. Raises what ``parse_url`` raises."""
+    path: str = (httptools.parse_url(target).path or b"/").decode()
+    return unquote(path) if "%" in path else path
 
 
 _TASKS: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly

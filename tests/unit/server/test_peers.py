@@ -41,7 +41,7 @@ def test_figures_of_several_workers_name_their_worker() -> None:
 def test_buckets_add_up() -> None:
     metrics = Metrics()
     for seconds in (0.00001, 0.00002, 0.3, 99.0):
-        metrics.stage("log", seconds)
+        metrics.predicted([("m", 1, "champion")], (0.0, 0.0, 0.0, 0.0, seconds, 0.0))
     lines = render({"0": metrics.families()}).decode().splitlines()
     for line in (
         'tidemill_stage_seconds_bucket{stage="log",le="0.00001"} 1',
