@@ -107,7 +107,7 @@ def test_a_length_beyond_the_limit_is_a_tear(tmp_path: Path, log: SegmentLog) ->
 def test_a_record_that_is_too_long_is_refused(log: SegmentLog) -> None:
     writer = log.writer()
     with pytest.raises(TidemillError, match="16,777,217 bytes"):
-        writer.append(bytes(MAX_PAYLOAD + 1))
+        writer.append(b"short", bytes(MAX_PAYLOAD + 1))
     writer.append(bytes(MAX_PAYLOAD)).result(10)
     writer.close()
     assert [len(payload) for payload in payloads(log)] == [MAX_PAYLOAD]

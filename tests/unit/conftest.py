@@ -22,7 +22,7 @@ from tidemill.engine.predict import Logged, Predictor
 from tidemill.engine.records import FEEDBACK, PREDICTIONS
 from tidemill.engine.serving import Serving
 from tidemill.ports.journal import Draft, Entry
-from tidemill.ports.online import Online
+from tidemill.ports.online import Online, Snapshot
 from tidemill.spec.model import Model
 from tidemill.spec.system import System
 
@@ -60,14 +60,19 @@ class Plain:
 
     def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Applied]:
         with self.online.snapshot() as snapshot:
-            mark = snapshot.mark()
+            return requests.select(self.columns), self.applied(snapshot)
+
+    def row(
+        self, request: dict[str, Any], schema: Mapping[str, pl.DataType], snapshot: Snapshot | None = None
+    ) -> tuple[list[Any], Applied]:
+        assert snapshot is not None
+        return [request[name] for name in self.columns], self.applied(snapshot)
+
+    def applied(self, snapshot: Snapshot) -> Applied:
+        mark = snapshot.mark()
         if mark is None:
             raise WorkspaceError("the online state is empty")
-        return requests.select(self.columns), Applied.decode(mark)
-
-    def row(self, request: dict[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Applied]:
-        frame, applied = self.features(pl.DataFrame([request], schema=schema))
-        return list(frame.row(0)), applied
+        return Applied.decode(mark)
 
 
 def declared(endpoint: tm.Endpoint | None = None) -> System:

@@ -14,9 +14,9 @@ class MemoryLogWriter:
     def __init__(self, records: list[bytes]) -> None:
         self._records = records
 
-    def append(self, payload: bytes) -> Future[None]:
-        """Keep the record; the future is done."""
-        self._records.append(payload)
+    def append(self, *payloads: bytes) -> Future[None]:
+        """Keep the records; the future is done."""
+        self._records += payloads
         done: Future[None] = Future()
         done.set_result(None)
         return done

@@ -50,22 +50,26 @@ class SegmentWriter:
         self._syncer = threading.Thread(target=self._sync, name=f"sync of {path.name}", daemon=True)
         self._syncer.start()
 
-    def append(self, payload: bytes) -> Future[None]:
-        """Write a record to the operating system before returning; the future is done once it is on disk.
+    def append(self, *payloads: bytes) -> Future[None]:
+        """Write records to the operating system before returning; the future is done once they are on disk.
 
-        Raises TidemillError, with nothing written, when the payload is longer than ``MAX_PAYLOAD``, the write fails
+        Raises TidemillError, with nothing written, when a payload is longer than ``MAX_PAYLOAD``, the write fails
         (a full disk), or the segment has ended.
         """
-        if len(payload) > MAX_PAYLOAD:
-            raise TidemillError(
-                f"a record of {len(payload):,} bytes is too long for the log, which takes {MAX_PAYLOAD:,}. Send less."
-            )
-        length = len(payload).to_bytes(4, "little")
-        header = length + zlib.crc32(payload, zlib.crc32(length)).to_bytes(4, "little")
+        parts: list[bytes] = []
+        for payload in payloads:
+            if len(payload) > MAX_PAYLOAD:
+                raise TidemillError(
+                    f"a record of {len(payload):,} bytes is too long for the log, which takes {MAX_PAYLOAD:,}. "
+                    "Send less."
+                )
+            length = len(payload).to_bytes(4, "little")
+            parts += (length, zlib.crc32(payload, zlib.crc32(length)).to_bytes(4, "little"), payload)
+        record = b"".join(parts)
         with self._lock:
             if self._ended:
                 raise TidemillError(f"{self._path} takes no more records: {self._ended}. Start a new writer.")
-            self._write(header, payload)
+            self._write(record)
             if self._waiting is None:  # records that are synced together share a future
                 self._waiting = Future()
                 self._waiting.set_running_or_notify_cancel()  # what is written cannot be cancelled
@@ -80,19 +84,18 @@ class SegmentWriter:
             self._changed.notify()
         self._syncer.join()
 
-    def _write(self, header: bytes, payload: bytes) -> None:
-        size = len(header) + len(payload)
+    def _write(self, record: bytes) -> None:
+        written = 0
         try:
-            written = os.writev(self._handle, (header, payload))
-            while written < size:
-                written += os.write(self._handle, (header + payload)[written:])
+            while written < len(record):
+                written += os.write(self._handle, record[written:] if written else record)
         except OSError as error:
             try:
                 os.ftruncate(self._handle, self._size)
             except OSError:
                 self._ended = f"a write failed ({error.strerror}) and left a torn record"
             raise TidemillError(f"cannot write to {self._path}: {error.strerror}. Nothing of it was kept.") from error
-        self._size += size
+        self._size += len(record)
 
     def _take(self) -> list[Future[None]]:
         """Return the future that records wait for, if any do; later ones get another."""

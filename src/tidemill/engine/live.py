@@ -117,13 +117,15 @@ class Live:
 class Kept(NamedTuple):
     """What has been written for a request, and when it is on disk: await ``synced`` where durability is "sync".
 
-    ``mirror``, when there is one, asks the shadows; call it once the answer is out. ``seconds``: see ``STAGES``.
+    ``held``: it is not written yet but at the end of the turn. ``mirror``, when there is one, asks the shadows; call it
+    once the answer is out. ``seconds``: see ``STAGES``.
     """
 
     answers: list[Answer]
-    synced: tuple[Future[None], ...]
+    synced: Future[None] | None
     mirror: Callable[[], None] | None = None
     seconds: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    held: bool = False
 
 
 class Looking:

@@ -54,26 +54,31 @@ class Lookup:
             found = {view.name: self._readers[view.name].frame(snapshot, asked, applied.t) for view in self._views}
         return assemble(self._model, requests, lambda view: found[view.name]), applied
 
-    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Applied]:
+    def row(
+        self, request: dict[str, Any], schema: Mapping[str, pl.DataType], snapshot: Snapshot | None = None
+    ) -> tuple[list[Any], Applied]:
         """Return the values of ``model.columns`` for one request, and as of when: a row of ``features``.
 
         ``schema``: the columns of the request with their types, the same mapping each time. Times are whole
-        microseconds, in the request and among the values; dates are ``date``. Raises as ``features``.
+        microseconds, in the request and among the values; dates are ``date``. ``snapshot``: of the store; by default a
+        new one. Raises as ``features``.
         """
+        if snapshot is None:
+            with self._store.snapshot() as own:
+                return self.row(request, schema, own)
         try:
-            with self._store.snapshot() as snapshot:
-                applied = self._move(snapshot)
-                if schema is not self._schema:
-                    self._prepare(schema)
-                names = [name(request) for name in self._names]
-                values: list[Any] = []
-                for pick, program, reader, place in self._steps:
-                    if pick is not None:
-                        values += pick(request)
-                    elif program is not None:
-                        values += program.row(request)
-                    elif reader is not None:
-                        values += reader.row(snapshot, names[place], applied.t)
+            applied = self._move(snapshot)
+            if schema is not self._schema:
+                self._prepare(schema)
+            names = [name(request) for name in self._names]
+            values: list[Any] = []
+            for pick, program, reader, place in self._steps:
+                if pick is not None:
+                    values += pick(request)
+                elif program is not None:
+                    values += program.row(request)
+                elif reader is not None:
+                    values += reader.row(snapshot, names[place], applied.t)
         except KeyError as error:
             if error.args and error.args[0] in request and error.args[0] in schema:
                 raise
@@ -100,7 +105,7 @@ class Lookup:
         return self._applied
 
     def _prepare(self, schema: Mapping[str, pl.DataType]) -> None:
-        """Make the steps of a row: one for the model's features in their order. Views of one key share the group's name."""
+        """Make the steps of a row, in the order of the model's features. Views of one key share the group's name."""
         steps: list[_Step] = []
         places: dict[tuple[Any, ...], int] = {}
         names: list[Callable[[Mapping[str, Any]], bytes | None]] = []

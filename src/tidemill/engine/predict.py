@@ -82,8 +82,8 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction as it is logged: everything that is needed to trace it and to compute it again.
 
     ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
-    sequence number. ``request`` and ``features``: columns and values. ``prediction``: see ``Predictor.predict``. ``id``: see
-    ``prediction_id``.
+    sequence number. ``request`` and ``features``: columns and values. ``id``: see ``prediction_id``;
+    ``prediction``: ``Predictor.predict``.
     """
 
     id: str

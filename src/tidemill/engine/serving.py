@@ -36,6 +36,7 @@ from tidemill.engine.request import RequestRows
 from tidemill.engine.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split
 from tidemill.engine.single import RowFeatures
 from tidemill.engine.state import ModelState, State, fold
+from tidemill.engine.turn import Turn
 from tidemill.ports.journal import Journal
 from tidemill.ports.log import LogWriter
 from tidemill.ports.online import Online
@@ -261,33 +262,47 @@ class Serving:
             )
         return live
 
-    def predict(self, name: str, body: bytes | bytearray, *, nonce: str | None = None) -> Kept:
+    def turn(self) -> Turn:
+        """Return what questions that are answered in one turn of an event loop can share; see ``predict``."""
+        return Turn(self._online, self._predictions)
+
+    def predict(
+        self, name: str, body: bytes | bytearray, *, nonce: str | None = None, turn: Turn | None = None
+    ) -> Kept:
         """Answer the rows in ``body`` (see RequestRows.read); the predictions are in the log when it returns.
 
-        ``nonce`` makes the predictions' ids repeatable while t stands; by default it is unique. Raises RequestError,
-        NotFoundError, NotReadyError.
+        With a ``turn`` they may be there only when that ends: ``Kept.held`` tells. ``nonce`` makes the predictions' ids
+        repeatable while t stands; by default it is unique. Raises RequestError, NotFoundError, NotReadyError.
         """
         live = self.live(name)
         began = time.perf_counter()
         if live.single and (request := live.rows.one(body)) is not None:
-            return self._single(live, request, nonce, began)
+            return self._single(live, request, nonce, began, turn)
         rows, where = live.rows.objects(body)
         if live.single and not where:
-            return self._single(live, live.rows.row(rows[0]), nonce, began)
+            return self._single(live, live.rows.row(rows[0]), nonce, began, turn)
         frame = live.rows.frame(rows, where)
         return self.answer(live, frame, nonce=nonce, parsing=time.perf_counter() - began)
 
-    def _single(self, live: Live, request: dict[str, Any], nonce: str | None, began: float) -> Kept:
-        lookup = self._lookup(live.model)
+    def _single(self, live: Live, request: dict[str, Any], nonce: str | None, began: float, turn: Turn | None) -> Kept:
+        if turn is None:
+            alone = self.turn()
+            try:
+                kept = self._single(live, request, nonce, began, alone)
+            finally:
+                synced = alone.end()
+            return kept._replace(synced=synced, held=False)
         parsed = time.perf_counter()
+        nonce = f"{nonce or self._nonce()}:0"
         try:
-            one, looking = single.answer(live, lookup, request, f"{nonce or self._nonce()}:0", CHAMPION)
+            one, looking = single.answer(live, self._lookup(live.model), turn.snapshot(), request, nonce, CHAMPION)
         except WorkspaceError as error:
             raise _not_yet(error) from error
         answered = time.perf_counter()
-        synced = (self._predictions.append(_encode(one)),) if sampled(one.id, self._share) else ()
+        if held := sampled(one.id, self._share):
+            turn.keep(_encode(one))
         seconds = parsed - began, looking, answered - parsed - looking, time.perf_counter() - answered
-        return Kept(live.champion.answers((one,)), synced, None, seconds)
+        return Kept(live.champion.answers((one,)), None, None, seconds, held)
 
     def answer(
         self,
@@ -322,7 +337,8 @@ class Serving:
             order = [place for _, _, places in parts for place in places]
             answers = [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda each: each[0])]
         answered = time.perf_counter()
-        synced = tuple(self._predictions.append(_encode(each)) for each in logged if sampled(each.id, self._share))
+        records = [_encode(each) for each in logged if sampled(each.id, self._share)]
+        synced = self._predictions.append(*records) if records else None
         mirror = None
         if mirrored and self._share:
             ids = [answer.id for answer in answers]
@@ -405,9 +421,9 @@ class Serving:
         except Exception:  # a shadow that fails is counted, and costs nobody an answer
             self.failures[live.model.name, version] += 1
             return
-        for place, each in zip(places, said, strict=True):
-            if sampled(ids[place], self._share):
-                self._predictions.append(_encode(each))
+        records = [_encode(each) for place, each in zip(places, said, strict=True) if sampled(ids[place], self._share)]
+        if records:
+            self._predictions.append(*records)
 
     @staticmethod
     def _answerer(live: Live, by: Loaded, lookup: Features) -> Answerer:

@@ -15,17 +15,22 @@ import polars as pl
 from tidemill.base.errors import RequestError
 from tidemill.engine.live import Live
 from tidemill.engine.predict import Features, Logged, prediction_id
+from tidemill.ports.online import Snapshot
 
 
 class RowFeatures(Features, Protocol):
     """Looks features up as of what has been applied: of many requests, or of one without a frame."""
 
-    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> tuple[list[Any], Any]:
+    def row(
+        self, request: dict[str, Any], schema: Mapping[str, pl.DataType], snapshot: Snapshot | None = None
+    ) -> tuple[list[Any], Any]:
         """Return the values of the model's columns for ``request``, and what had been applied."""
         ...
 
 
-def answer(live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str, route: str) -> tuple[Logged, float]:
+def answer(
+    live: Live, lookup: RowFeatures, snapshot: Snapshot, request: dict[str, Any], nonce: str, route: str
+) -> tuple[Logged, float]:
     """Return the champion's prediction for ``request`` (see RequestRows.row), and the seconds the look-up took.
 
     Raises RequestError as ``Answerer.answer``, WorkspaceError as the look-up.
@@ -33,7 +38,7 @@ def answer(live: Live, lookup: RowFeatures, request: dict[str, Any], nonce: str,
     champion = live.champion
     assert champion.pick is not None
     began = time.perf_counter()
-    values, applied = lookup.row(request, live.rows.schema)
+    values, applied = lookup.row(request, live.rows.schema, snapshot)
     looking = time.perf_counter() - began
     try:
         predicted = champion.predictor.row(champion.pick(values))

@@ -20,8 +20,11 @@ class Record:
 class LogWriter(Protocol):
     """The one writer of one segment, made anew at every start of a process. Threads may share it."""
 
-    def append(self, payload: bytes) -> Future[None]:
-        """Write a record to the operating system before returning; the future is done once it is on disk (≤ 10 ms)."""
+    def append(self, *payloads: bytes) -> Future[None]:
+        """Write records to the operating system before returning; the future is done once they are on disk (≤ 10 ms).
+
+        They follow one another. Raises TidemillError when they cannot be written; none of them is then.
+        """
         ...
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class AccessLog:
             "sent": sent,
             "us": round(seconds * 1e6),
         }
-        if (id := request.header(b"x-request-id")) is not None:
+        if (id := request.headers.get(b"x-request-id")) is not None:
             line["id"] = id[:128].decode("latin-1")
         self._lines.append(_encode(line))
 

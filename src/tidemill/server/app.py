@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from tidemill.base.schema import nearest
 from tidemill.engine.live import Kept
 from tidemill.engine.route import PLAIN
 from tidemill.engine.serving import Serving
+from tidemill.engine.turn import Turn
 from tidemill.server import infer, openapi
 from tidemill.server.access import AccessLog
 from tidemill.server.message import LATER, RefusedError, Reply, Request, encode, fault
@@ -46,8 +47,9 @@ TELL = 1.0
 _Later = Coroutine[Any, Any, Reply]
 #: Answers a request about a name and a version (text; empty where the path has none).
 _Handler = Callable[[Request, str, str], Reply | _Later]
-#: Answers a request; returns what was kept, the reply, and the seconds that writing the reply took.
-_Work = Callable[[], tuple[Kept, Reply, float]]
+#: Answers a request, in a turn of the loop if it is given one; returns what was kept, the reply, and the seconds that
+#: writing the reply took.
+_Work = Callable[[Turn | None], tuple[Kept, Reply, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class App:
         #: Tells how many connections are open.
         self.connections: Callable[[], int] = lambda: 0
         self._sync = serving.system.endpoint.durability == "sync"
+        self._turn = serving.turn()
         self._in_flight = 0
         self._mirroring = 0
         self._batches = ThreadPoolExecutor(1, "batch")
@@ -116,9 +119,9 @@ class App:
         }
         self._patterns = {tuple("*" if part[:1] == "{" else part for part in path.split("/")): path
                           for path in self._routes}  # fmt: skip
-        # The paths that are asked for most are looked up whole.
-        self._known = {
-            f"/v1/models/{model.name}/predict": ("/v1/models/{model}/predict", model.name, "")
+        # What is asked for most is looked up whole.
+        self._known: dict[tuple[str, str], tuple[str, _Handler, str, str]] = {
+            ("POST", f"/v1/models/{model.name}/predict"): ("/v1/models/{model}/predict", self._predict, model.name, "")
             for model in serving.system.models
         }
 
@@ -129,7 +132,9 @@ class App:
         began = time.perf_counter()
         route = "unknown"
         try:
-            route, handler, name, version = self._find(request)
+            found = self._known.get((request.method, request.path)) or self._find(request)
+            route, handler, name, version = found
+            _refuse_compressed(request)
             reply = handler(request, name, version)
         except Exception as error:  # every failure has its answer, and none shows the program's inside
             reply = self._failure(route, request, error)
@@ -137,6 +142,17 @@ class App:
             self._note(request, route, reply, time.perf_counter() - began)
             return reply
         return self._finish(request, route, reply, began)
+
+    def settle(self) -> Reply | None:
+        """End the turn of the loop: what its replies state is in the log. Never raises.
+
+        Returns None, or what goes out in place of the replies that were held.
+        """
+        try:
+            self._turn.end()
+        except Exception as error:
+            return self._broken("/v1", "predictions", error)
+        return None
 
     async def _finish(self, request: Request, route: str, answering: _Later, began: float) -> Reply:
         try:
@@ -153,28 +169,23 @@ class App:
     def _find(self, request: Request) -> tuple[str, _Handler, str, str]:
         """Return the route, what answers it, and the name and the version in the path."""
         path, method = request.path, request.method
-        found = self._known.get(path)
-        if found is None:
-            parts = path.split("/")
-            name = version = ""
+        parts = path.split("/")
+        name = version = ""
+        route = self._patterns.get(tuple(parts))
+        if route is None and len(parts) > 3:
+            name, parts[3] = parts[3], "*"
             route = self._patterns.get(tuple(parts))
-            if route is None and len(parts) > 3:
-                name, parts[3] = parts[3], "*"
+            if route is None and len(parts) > 5:
+                version, parts[5] = parts[5], "*"
                 route = self._patterns.get(tuple(parts))
-                if route is None and len(parts) > 5:
-                    version, parts[5] = parts[5], "*"
-                    route = self._patterns.get(tuple(parts))
-            if route is None:
-                raise NotFoundError(f"There is no route {path[:200]!r}.{nearest(path[:200], self._routes)}")
-            found = route, name, version
-        handlers = self._routes[found[0]]
+        if route is None:
+            raise NotFoundError(f"There is no route {path[:200]!r}.{nearest(path[:200], self._routes)}")
+        handlers = self._routes[route]
         handler = handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             allowed = ", ".join(handlers)
-            raise RefusedError(405, f"{found[0]} takes {allowed}, not {method[:20]}.", (b"allow", allowed.encode()))
-        if request.body and (request.header(b"content-encoding") or b"identity").lower() != b"identity":
-            raise RefusedError(415, "The body must not be compressed.", field="Content-Encoding")
-        return found[0], handler, found[1], found[2]
+            raise RefusedError(405, f"{route} takes {allowed}, not {method[:20]}.", (b"allow", allowed.encode()))
+        return route, handler, name, version
 
     def _failure(self, route: str, request: Request, error: Exception) -> Reply:
         headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -189,21 +200,24 @@ class App:
             case NotReadyError():
                 status, reason, headers = 503, str(error), (LATER,)
             case _:
-                id = os.urandom(8).hex()
-                log("error", "a request failed", error, id=id, route=route)
-                reason = "The server failed; its log has the details under this id."
-                return fault(request.path, 500, reason, id=id)
+                return self._broken(request.path, route, error)
         return fault(request.path, status, reason, *headers, field=field)
+
+    @staticmethod
+    def _broken(path: str, route: str, error: Exception) -> Reply:
+        id = os.urandom(8).hex()
+        log("error", "a request failed", error, id=id, route=route)
+        return fault(path, 500, "The server failed; its log has the details under this id.", id=id)
 
     # Predictions
 
     def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
 
-        def work() -> tuple[Kept, Reply, float]:
-            kept = self._serving.predict(name, request.body, nonce=nonce)
+        def work(turn: Turn | None) -> tuple[Kept, Reply, float]:
+            kept = self._serving.predict(name, request.body, nonce=nonce, turn=turn)
             began = time.perf_counter()
-            reply = Reply(200, encode({"model": name, "predictions": kept.answers}))
+            reply = Reply(200, encode({"model": name, "predictions": kept.answers}), held=kept.held)
             return kept, reply, time.perf_counter() - began
 
         return self._worked(request, name, None, work)
@@ -212,10 +226,10 @@ class App:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
         pinned = self._number(name, version)
 
-        def work() -> tuple[Kept, Reply, float]:
+        def work(_: Turn | None) -> tuple[Kept, Reply, float]:
             live = self._serving.live(name)
             began = time.perf_counter()
-            asked, rows = infer.read(request.body, request.header(infer.LENGTH), live)
+            asked, rows = infer.read(request.body, request.headers.get(infer.LENGTH), live)
             parsing = time.perf_counter() - began
             kept = self._serving.answer(live, rows, nonce=nonce, version=pinned, parsing=parsing)
             began = time.perf_counter()
@@ -238,7 +252,7 @@ class App:
         short = len(request.body) <= INLINE
         if not short or self._sync or not self._serving.loaded(name, version):
             return self._worked_later(request, name, version, work, short)
-        return self._said(request, name, *work())
+        return self._said(request, name, *work(self._turn))
 
     async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work, short: bool) -> Reply:
         with self._admitted():
@@ -246,7 +260,7 @@ class App:
                 loop = asyncio.get_running_loop()
                 if not self._serving.loaded(name, version):
                     await loop.run_in_executor(self._journal, self._serving.load, name, version)
-                kept, reply, encoding = work() if short else await loop.run_in_executor(self._batches, work)
+                kept, reply, encoding = work(None) if short else await loop.run_in_executor(self._batches, work, None)
                 await self._durable(kept.synced)
         return self._said(request, name, kept, reply, encoding)
 
@@ -292,7 +306,7 @@ class App:
                 loop = asyncio.get_running_loop()
                 short = len(request.body) <= INLINE
                 done, synced = work() if short else await loop.run_in_executor(self._batches, work)
-                await self._durable((synced,))
+                await self._durable(synced)
                 return Reply(202, encode({what: done}))
 
     @contextlib.contextmanager
@@ -314,10 +328,9 @@ class App:
             reason = f"It could not be done within {self._limits.seconds:g} s; try again, or send fewer rows."
             raise RefusedError(503, reason, LATER) from None
 
-    async def _durable(self, synced: Iterable[Future[None]]) -> None:
-        if self._sync:
-            for each in synced:
-                await asyncio.wrap_future(each)
+    async def _durable(self, synced: Future[None] | None) -> None:
+        if self._sync and synced is not None:
+            await asyncio.wrap_future(synced)
 
     # What is served, and how it is
 
@@ -467,6 +480,7 @@ class App:
 
     async def shutdown(self) -> None:
         """Stop following, ask the shadows what still waits, sync and close the logs."""
+        self.settle()
         if self._follower is not None:
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -512,8 +526,13 @@ def log(level: str, event: str, error: BaseException | None = None, **details: A
     print(json.dumps(line), file=sys.stderr, flush=True)
 
 
+def _refuse_compressed(request: Request) -> None:
+    if request.body and request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise RefusedError(415, "The body must not be compressed.", field="Content-Encoding")
+
+
 def _token(request: Request, header: bytes, name: str) -> str | None:
-    value = request.header(header)
+    value = request.headers.get(header)
     if value is None:
         return None
     if not 0 < len(value) <= 128 or not all(0x21 <= byte <= 0x7E for byte in value):

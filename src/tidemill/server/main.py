@@ -71,6 +71,7 @@ async def serve(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
         sys.exit(1)
     shared = Shared(
         app.answer,
+        settle=app.settle,
         max_body=endpoint.max_body,
         max_connections=endpoint.max_connections,
         patience=endpoint.timeout / SECOND,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -16,32 +16,29 @@ encode = msgspec.json.Encoder().encode
 class Request:
     """One whole request. ``path`` is decoded and without its query; header names are in lower case.
 
-    ``reading``: the seconds from its first byte to its last.
+    ``headers``: the first of each name. ``reading``: the seconds from its first byte to its last.
     """
 
     __slots__ = ("body", "headers", "method", "path", "reading")
 
     def __init__(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes | bytearray = b""
+        self, method: str, path: str, headers: Mapping[bytes, bytes] | None = None, body: bytes | bytearray = b""
     ) -> None:
-        self.method, self.path, self.headers, self.body = method, path, headers, body
+        self.method, self.path, self.headers, self.body = method, path, headers or {}, body
         self.reading = 0.0
-
-    def header(self, wanted: bytes) -> bytes | None:
-        """Return the value of the first header of that name, or None."""
-        for name, value in self.headers:
-            if name == wanted:
-                return value
-        return None
 
 
 class Reply(NamedTuple):
-    """One whole answer. ``headers`` beside content-type and content-length, which are added."""
+    """One whole answer. ``headers`` beside content-type and content-length, which are added.
+
+    ``held``: it may go out once the application has settled.
+    """
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
     content_type: bytes = JSON
+    held: bool = False
 
 
 class RefusedError(Exception):

@@ -45,7 +45,8 @@ class Shared:
     """What the connections of one server share.
 
     ``patience``: seconds within which a request must be in, and a reply must be taken. ``memory``: bytes that longer
-    bodies may take together; ``held``: those they take now.
+    bodies may take together; ``held``: those they take now. ``settle`` is called before the replies of one turn of the
+    loop are sent; where it returns a reply, that goes out in place of those that were held.
     """
 
     answer: Answer
@@ -57,29 +58,42 @@ class Shared:
     draining: bool = False
     connections: set[Connection] = field(default_factory=set)
     date: bytes = b""
-    _unsent: list[tuple[asyncio.Transport, bytes]] = field(default_factory=list)
+    settle: Callable[[], Reply | None] = lambda: None
+    _unsent: list[tuple[asyncio.Transport, Reply, bool, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tell_time()
 
-    def send(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Send ``data`` once all connections that have something to read were heard.
+    def send(self, transport: asyncio.Transport, reply: Reply, *, keep: bool, bodiless: bool) -> None:
+        """Send ``reply`` once all connections that have something to read were heard.
 
-        A send wakes the reader, which costs most of it; when many are sent together, most readers are awake.
+        A send wakes the reader, which costs most of it; when many are sent together, most readers are awake. ``keep``:
+        the connection stays; ``bodiless``: only the head is sent.
         """
+        self._unsent.append((transport, reply, keep, bodiless))
         if len(self.connections) == 1:
-            transport.write(data)
-            return
-        if not self._unsent:
+            self.flush()
+        elif len(self._unsent) == 1:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._unsent.append((transport, data))
 
     def flush(self) -> None:
         """Send what waits to be sent."""
+        if not self._unsent:
+            return
         unsent, self._unsent = self._unsent, []
-        for transport, data in unsent:
+        instead = self.settle()
+        for transport, reply, keep, bodiless in unsent:
             if not transport.is_closing():
-                transport.write(data)
+                said = instead if instead is not None and reply.held else reply
+                head = self.head(said, keep=keep)
+                transport.write(head if bodiless else head + said.body)
+
+    def head(self, reply: Reply, *, keep: bool) -> bytes:
+        """Return the status line and the headers of ``reply``."""
+        more = b"".join([b"%b: %b\r\n" % header for header in reply.headers]) if reply.headers else b""
+        return b"%bdate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
+            _STATUS[reply.status], self.date, reply.content_type, len(reply.body), more, b"" if keep else _CLOSE,
+        )  # fmt: skip
 
     def tell_time(self) -> None:
         """Take the machine's time for the date of replies."""
@@ -202,18 +216,19 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header."""
-        self._headers.append((name.lower(), value))
+        self._headers.setdefault(name.lower(), value)
         self._head += len(name) + len(value) + 4
         if self._head > MAX_HEAD:
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Refuse a body that is announced as too long; ask for it where the client waits to be asked."""
-        expects = False
-        for name, value in self._headers:
-            if name == b"content-length" and len(value) < 20 and int(value) > self._shared.max_body:
-                self._too_large()
-            expects |= name == b"expect" and value.lower() == b"100-continue"
+        length = self._headers.get(b"content-length", b"")
+        if 0 < len(length) < 20 and int(length) > self._shared.max_body:
+            self._too_large()
+        if b"expect" not in self._headers:
+            return
+        expects = self._headers[b"expect"].lower() == b"100-continue"
         if expects and self._transport is not None and not self._lingering:
             self._shared.flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -287,8 +302,7 @@ class Connection(asyncio.Protocol):
         keep = keep and not self._shared.draining and not (self._close and not self._waiting)
         if not self._paused:
             self._wait()
-        body = reply.body if request.method != "HEAD" else b""
-        self._shared.send(self._transport, self._head_of(reply, b"" if keep else _CLOSE) + body)
+        self._shared.send(self._transport, reply, keep=keep, bodiless=request.method == "HEAD")
         if not keep:
             self._waiting.clear()
             self._end()
@@ -309,17 +323,10 @@ class Connection(asyncio.Protocol):
         self._body = b""
         self._release()
         self._shared.flush()
-        self._transport.write(self._head_of(reply, _CLOSE) + reply.body)
+        self._transport.write(self._shared.head(reply, keep=False) + reply.body)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.deadline = self._loop.time() + LINGER
-
-    def _head_of(self, reply: Reply, last: bytes) -> bytes:
-        """Return the status line and the headers of ``reply``, ``last`` after the others."""
-        more = b"".join([b"%b: %b\r\n" % header for header in reply.headers]) if reply.headers else b""
-        return b"%bdate: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n" % (
-            _STATUS[reply.status], self._shared.date, reply.content_type, len(reply.body), more, last,
-        )  # fmt: skip
 
     def _too_large(self) -> None:
         self._refuse(413, f"The body is larger than {self._shared.max_body} bytes; send fewer rows.")
@@ -366,7 +373,7 @@ class Connection(asyncio.Protocol):
 
     def _clear(self) -> None:
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: dict[bytes, bytes] = {}
         self._body = b""
         self._head = 0
 

@@ -50,6 +50,16 @@ class LogSuite:
         writer.close()
         assert payloads(log) == sent
 
+    def test_records_written_together_follow_one_another(self, log: Log) -> None:
+        writer, other = log.writer(), log.writer()
+        writer.append(b"1").result(timeout=10)
+        assert writer.append(b"2", b"", b"3").result(timeout=10) is None
+        other.append(b"4")
+        assert payloads(log) == [b"1", b"2", b"", b"3", b"4"]
+        assert [record.payload for record in log.read({}, limit=2)] == [b"1", b"2"]
+        for each in (writer, other):
+            each.close()
+
     def test_a_record_is_on_disk_without_a_close(self, log: Log) -> None:
         writer = log.writer()
         for number in range(3):

@@ -77,7 +77,7 @@ def test_nothing_is_logged_when_the_endpoint_says_so(make_stage: Callable[..., A
     stage.apply(0)
     stage.serving.refresh()
     kept = stage.serving.predict("cost", body({"id": "a", "x": 1, "n": 2}))
-    assert (kept.answers[0].prediction, kept.synced, stage.predictions()) == (3.0, (), [])
+    assert (kept.answers[0].prediction, kept.synced, stage.predictions()) == (3.0, None, [])
 
 
 def test_rows_that_the_model_refuses_are_the_callers_fault(stage: Any) -> None:

@@ -43,7 +43,7 @@ class Rows:
     def features(self, requests: pl.DataFrame) -> Any:
         return self.inner.features(requests)
 
-    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType]) -> Any:
+    def row(self, request: Mapping[str, Any], schema: Mapping[str, pl.DataType], snapshot: Any = None) -> Any:
         self.asked += 1
         _, applied = self.inner.features(pl.DataFrame([dict(request)], schema=dict(schema), strict=False))
         return [request[name] for name in self.inner.columns], applied

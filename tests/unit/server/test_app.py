@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
+from tidemill.base.errors import TidemillError
+from tidemill.engine.encode import Encoding
+from tidemill.engine.predict import Predictor
 from tidemill.server.app import INLINE, App, Limits
 from tidemill.server.message import Reply as Made
 from tidemill.server.message import Request
@@ -52,9 +56,10 @@ class Reply:
 async def ask(app: App, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None) -> Reply:
     """Ask the application, and check what every answer has to be."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    encoded = {name.lower().encode(): value.encode("latin-1") for name, value in (headers or {}).items()}
     answer = app.answer(Request(method, path, encoded, content))
     made = answer if isinstance(answer, Made) else await answer
+    made = (app.settle() if made.held else None) or made
     return Reply(made.status, {name.decode(): value.decode() for name, value in made.headers}, made.body, made)
 
 
@@ -197,7 +202,8 @@ def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) 
     app = App(stage.serving)
     on_disk: list[Future[None]] = []
 
-    def append(payload: bytes) -> Future[None]:
+    def append(*payloads: bytes) -> Future[None]:
+        assert len(payloads) == 2
         on_disk.append(Future())
         return on_disk[-1]
 
@@ -206,14 +212,77 @@ def test_sync_durability_answers_after_the_sync(make_stage: Callable[..., Any]) 
     async def scenario() -> bool:
         asked = asyncio.ensure_future(ask(app, "POST", "/v1/models/risk/predict", {"rows": [ROW, ROW]}))
         await asyncio.sleep(0.01)
-        on_disk[0].set_result(None)
-        await asyncio.sleep(0.01)
         waited = not asked.done()
-        on_disk[1].set_result(None)
+        on_disk[0].set_result(None)
         reply = await asked
         return waited and reply.status == 200
 
     assert asyncio.run(scenario())
+
+
+class Summing:
+    """The columns of ``COLUMNS`` added up; with a runner, so that single rows need no frame."""
+
+    def batch(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
+        return features.select(pl.sum_horizontal("x", "n")).to_numpy()
+
+    def row(self, values: Sequence[Any]) -> float:
+        return float(sum(values))
+
+
+@pytest.fixture
+def quick(stage: Any) -> Any:
+    """Return a stage whose ``risk`` answers single rows without a frame."""
+    inner = stage.load
+
+    def load(model: str, training: str) -> Predictor:
+        made = Predictor(Encoding(("x", "n"), {}, (), ()), None, Summing())
+        return made if model == "risk" else inner(model, training)
+
+    stage.serving._load = load
+    stage.made("risk", 2, None, ())
+    stage.point("risk", 2)
+    stage.serving.refresh()
+    return stage
+
+
+def test_answers_of_a_turn_share_one_write_and_one_snapshot(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App(quick.serving)
+    opened: list[None] = []
+    inner = quick.online.snapshot
+
+    def snapshot() -> Any:
+        opened.append(None)
+        return inner()
+
+    monkeypatch.setattr(quick.online, "snapshot", snapshot)
+    body = json.dumps(ROW).encode()
+    replies = [app.answer(Request("POST", "/v1/models/risk/predict", None, body)) for _ in range(5)]
+    assert all(isinstance(reply, Made) and reply.status == 200 and reply.held for reply in replies)
+    assert (len(opened), quick.predictions()) == (1, [])  # none may go out yet
+    assert app.settle() is None
+    ids = [json.loads(reply.body)["predictions"][0]["id"] for reply in replies if isinstance(reply, Made)]
+    assert [each.id for each in quick.predictions()] == ids
+    assert app.settle() is None
+    assert len(quick.predictions()) == 5
+
+
+def test_an_answer_that_cannot_be_logged_does_not_go_out(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    app = App(quick.serving)
+
+    def full(*payloads: bytes) -> Future[None]:
+        raise TidemillError("cannot write: No space left on device.")
+
+    quick.serving._predictions.append = full
+    reply = app.answer(Request("POST", "/v1/models/risk/predict", None, json.dumps(ROW).encode()))
+    assert isinstance(reply, Made)
+    assert reply.held
+    instead = app.settle()
+    assert instead is not None
+    assert instead.status == 500
+    assert b"space" not in instead.body
+    assert "No space left" in capsys.readouterr().err
+    assert app.settle() is None
 
 
 def test_before_a_champion_there_is_503_and_when_to_come_back(make_stage: Callable[..., Any]) -> None:

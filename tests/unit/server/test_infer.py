@@ -34,7 +34,7 @@ def app(stage: Any) -> App:
 
 
 def ask(app: App, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
-    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     answered = app.answer(Request(method, path, named, body))
 
     async def wait() -> Reply:

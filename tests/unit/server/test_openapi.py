@@ -41,7 +41,7 @@ def test_its_examples_are_real_rows_that_are_answered(document: Any, stage: Any)
     app = App(stage.serving)
     for model in ("risk", "cost"):  # without a known row, one is made up by the types
         body = json.dumps(schemas[f"{model}_row"]["example"]).encode()
-        reply = app.answer(Request("POST", f"/v1/models/{model}/predict", (), body))
+        reply = app.answer(Request("POST", f"/v1/models/{model}/predict", None, body))
         assert isinstance(reply, Reply)
         assert reply.status == 200, reply.body
 
@@ -50,7 +50,7 @@ def test_every_path_is_a_route_and_every_reference_has_its_target(document: Any,
     app = App(stage.serving)
     for path, operations in document["paths"].items():
         for method in operations:
-            reply = app.answer(Request(method.upper(), path, (), b"{}" if method == "post" else b""))
+            reply = app.answer(Request(method.upper(), path, None, b"{}" if method == "post" else b""))
             assert isinstance(reply, Reply)
             assert reply.status not in (404, 405), (method, path)
             assert str(reply.status) in operations[method]["responses"], (method, path, reply.status)

@@ -58,7 +58,7 @@ def lines(file: Path) -> list[Any]:
 
 
 def test_the_access_log_has_a_line_for_what_it_is_to_keep(tmp_path: Path) -> None:
-    request = Request("POST", "/v1/x", [(b"x-request-id", b"r1")], b"abc")
+    request = Request("POST", "/v1/x", {b"x-request-id": b"r1"}, b"abc")
     for which, kept in (("all", [200, 404]), ("errors", [404]), ("none", [])):
         file = tmp_path / which / "access.jsonl"
         made = AccessLog(file, which)  # type: ignore[arg-type]

@@ -105,6 +105,34 @@ def test_http_1_0_is_closed_and_head_has_no_body() -> None:
     assert said.endswith(b"connection: close\r\n\r\n")
 
 
+def test_replies_go_out_once_the_turn_is_settled() -> None:
+    """What cannot be settled takes the place of the replies that were held, and of no other."""
+    settled: list[str] = []
+
+    def hold(request: Request) -> Reply:
+        settled.append(request.path)
+        return Reply(200, request.path.encode(), held=request.path.startswith("/held"))
+
+    def settle() -> Reply | None:
+        settled.append("settled")
+        return Reply(500, b"instead") if any("broken" in each for each in settled) else None
+
+    async def scenario(connect: Any, shared: Shared) -> Any:
+        first, second = await connect(), await connect()
+        found = []
+        for path in ("/held", "/free", "/held/broken", "/free"):
+            for _, writer in (first, second):
+                writer.write(post(path, b""))
+            for reader, _ in (first, second):
+                found.append((await answer(reader))[::2])
+        return found
+
+    found = play(scenario, answer=hold, settle=settle)
+    assert found[:4] == [(200, b"/held")] * 2 + [(200, b"/free")] * 2
+    assert found[4:] == [(500, b"instead")] * 2 + [(200, b"/free")] * 2
+    assert settled.index("settled") > settled.index("/held")
+
+
 def test_a_client_may_ask_before_it_sends() -> None:
     async def scenario(connect: Any, _: Shared) -> Any:
         reader, writer = await connect()
