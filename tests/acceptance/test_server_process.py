@@ -227,5 +227,5 @@ def test_features_see_the_columns_of_the_request(project: Project, lease: Lease)
         server.ask("POST", "/v1/models/late/predict", {"id": "b", "distance": 2.5, "origin": None})
     (one,) = logged(project)
     assert (one.key, one.request) == (["b"], {"id": "b", "distance": 2.5, "origin": None})
-    assert one.features == {"distance": 2.5, "origin": None}
+    assert one.whole() == {"distance": 2.5, "origin": None}
     assert one.asked == 1_000_001

@@ -86,7 +86,7 @@ def prediction_rows(records: Iterable[bytes]) -> pl.DataFrame:
             "applied": canonical(one.applied).decode(),
             "key": key_text(one.key),
             "request": msgspec.json.encode(one.request).decode(),
-            "features": msgspec.json.encode(one.features).decode(),
+            "features": msgspec.json.encode(one.whole()).decode(),
             "prediction": msgspec.json.encode(one.prediction).decode(),
         }
         for one in map(_decode_logged, records)

@@ -15,7 +15,7 @@ import polars as pl
 
 from tidemill.base.clock import format_time, from_datetime
 from tidemill.base.schema import picker
-from tidemill.engine.predict import Features, Logged, Predictor
+from tidemill.engine.predict import Columns, Features, Logged, Predictor
 from tidemill.engine.request import RequestRows
 from tidemill.engine.route import PLAIN, Route
 from tidemill.spec.model import Model
@@ -99,10 +99,10 @@ class Live:
 
     model: Model
     rows: RequestRows
+    columns: Columns
     champion: Loaded
     route: Route = PLAIN
     others: Mapping[int, Loaded] = field(default_factory=dict)
-    columns: tuple[str, ...] = ()
     single: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.errors import RequestError
+from tidemill.base.schema import picker
 from tidemill.engine.encode import Encoding
 
 
@@ -82,8 +84,9 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     """One prediction as it is logged: everything that is needed to trace it and to compute it again.
 
     ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
-    sequence number. ``request`` and ``features``: columns and values. ``id``: see ``prediction_id``;
-    ``prediction``: ``Predictor.predict``.
+    sequence number. ``request``: its columns and values. ``columns``: the names of the model's columns, in their order;
+    ``features``: the values of those that the request did not bring. ``id``: see ``prediction_id``; ``prediction``: see
+    ``Predictor.predict``.
     """
 
     id: str
@@ -98,6 +101,37 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
     request: dict[str, Any]
     features: dict[str, Any]
     prediction: float | list[float]
+    columns: msgspec.Raw
+
+    def whole(self) -> dict[str, Any]:
+        """Return the values of all of the model's columns, in their order."""
+        return {
+            name: self.features[name] if name in self.features else self.request[name]
+            for name in _names(bytes(self.columns))
+        }
+
+
+@lru_cache(64)
+def _names(columns: bytes) -> tuple[str, ...]:
+    return tuple(msgspec.json.decode(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A model's columns as predictions log them. ``names``: see ``Logged.columns``; ``looked``: those of ``features``.
+
+    ``pick`` takes the values of ``looked`` from those of all columns.
+    """
+
+    names: msgspec.Raw
+    looked: tuple[str, ...]
+    pick: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+    @staticmethod
+    def of(columns: Sequence[str], plain: Sequence[str] = ()) -> Columns:
+        """Return the ``columns`` of a model, of which requests bring ``plain``."""
+        looked = {name: place for place, name in enumerate(columns) if name not in plain}
+        return Columns(msgspec.Raw(_encode(list(columns))), tuple(looked), picker(list(looked.values())))
 
 
 _encode = msgspec.json.Encoder().encode
@@ -115,8 +149,8 @@ def prediction_id(model: str, key: Sequence[Any], t: int, nonce: str) -> str:
 class Answerer:
     """Answers questions to one model version.
 
-    ``keep`` takes each logged prediction as JSON, before the answer goes out. ``name`` and ``version`` are stated in
-    every answer; ``key`` names the key columns of a request.
+    ``name`` and ``version`` are stated in every answer; ``key`` names the key columns of a request, ``columns`` the
+    model's.
     """
 
     name: str
@@ -124,13 +158,13 @@ class Answerer:
     key: tuple[str, ...]
     lookup: Features
     predictor: Predictor
-    keep: Callable[[Sequence[Logged]], None]
+    columns: Columns
 
     def answer(self, requests: pl.DataFrame, *, nonces: Sequence[str], route: str = "champion") -> list[Logged]:
         """Return one prediction a row of ``requests`` (the model's request columns), in order.
 
-        ``nonces``: see ``prediction_id``. Raises RequestError, having kept nothing, when the rows' values are such that
-        a feature cannot be computed, the estimator refuses them, or a prediction is not finite.
+        ``nonces``: see ``prediction_id``. Raises RequestError when the rows' values are such that a feature cannot be
+        computed, the estimator refuses them, or a prediction is not finite.
         """
         try:
             features, applied = self.lookup.features(requests)
@@ -143,7 +177,8 @@ class Answerer:
         if not np.isfinite(predicted).all():
             raise RequestError("The model gives no finite prediction for these rows.")
         predictions = predicted.tolist()
-        answers = [
+        looked = plain(features.select(self.columns.looked)).to_dicts() or [{}] * requests.height
+        return [
             Logged(
                 id=prediction_id(self.name, [row[column] for column in self.key], applied.t, nonce),
                 model=self.name,
@@ -157,17 +192,12 @@ class Answerer:
                 request=row,
                 features=values,
                 prediction=prediction,
+                columns=self.columns.names,
             )
             for row, values, prediction, nonce in zip(
-                plain(requests).iter_rows(named=True),
-                plain(features).iter_rows(named=True),
-                predictions,
-                nonces,
-                strict=True,
+                plain(requests).iter_rows(named=True), looked, predictions, nonces, strict=True
             )
         ]
-        self.keep(answers)
-        return answers
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:

@@ -32,7 +32,7 @@ from tidemill.engine.layout import Applied
 from tidemill.engine.lookup import Lookup
 from tidemill.engine.mill import Mill, Turned
 from tidemill.engine.parity import request_frame
-from tidemill.engine.predict import Answerer, Features, Logged, Predictor, plain
+from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor, plain
 from tidemill.engine.route import CHAMPION, SHADOW, mirrors, shadow_nonce, split
 from tidemill.engine.table import TIME, timeless
 from tidemill.ports.journal import Draft, Entry, Journal
@@ -183,6 +183,7 @@ class _Answering:
     def __init__(self, mill: Mill, load: Load) -> None:
         self._mill, self._load = mill, load
         self._keys = {model.name: model.examples.key for model in mill.system.models}
+        self._columns = {model.name: Columns.of(model.columns, model.plain) for model in mill.system.models}
         self._predictors: dict[tuple[str, int], Predictor] = {}
         self.lookups = {model.name: Lookup(model, mill.ports.online) for model in mill.system.models}
 
@@ -212,7 +213,9 @@ class _Answering:
         if known not in self._predictors:
             training = self._mill.state.model(asked.model).version(version).training
             self._predictors[known] = self._load(asked.model, training)
-        answerer = Answerer(*known, self._keys[asked.model], lookup, self._predictors[known], lambda _: None)
+        answerer = Answerer(
+            *known, self._keys[asked.model], lookup, self._predictors[known], self._columns[asked.model]
+        )
         return answerer.answer(asked.requests, nonces=asked.nonces, route=route)
 
 

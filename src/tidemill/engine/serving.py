@@ -30,7 +30,7 @@ from tidemill.engine.freshness import Freshness, freshness
 from tidemill.engine.inbox import Inbox
 from tidemill.engine.layout import Applied
 from tidemill.engine.live import Answer, Kept, Live, Loaded, Looking
-from tidemill.engine.predict import Answerer, Features, Logged, Predictor, plain
+from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor, plain
 from tidemill.engine.records import PREDICTIONS, sampled
 from tidemill.engine.request import RequestRows
 from tidemill.engine.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split
@@ -199,7 +199,8 @@ class Serving:
             return None
         try:
             model = self._models[name]
-            return Live(model, self.request_rows(name), champion, known.route, others, tuple(model.columns))
+            columns = Columns.of(model.columns, model.plain)
+            return Live(model, self.request_rows(name), columns, champion, known.route, others)
         except Exception as error:
             troubles.setdefault(name, _cannot(number, error))
             self._retry_at = time.monotonic() + RETRY
@@ -427,7 +428,7 @@ class Serving:
 
     @staticmethod
     def _answerer(live: Live, by: Loaded, lookup: Features) -> Answerer:
-        return Answerer(live.model.name, by.version, live.rows.key, lookup, by.predictor, lambda _: None)
+        return Answerer(live.model.name, by.version, live.rows.key, lookup, by.predictor, live.columns)
 
     def _lookup(self, model: Model) -> RowFeatures:
         mine: dict[str, RowFeatures] = self._lookups.__dict__

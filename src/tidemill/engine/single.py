@@ -60,7 +60,8 @@ def answer(
         applied=applied.next_seq,
         key=key,
         request=request,
-        features=dict(zip(live.columns, values, strict=True)),
+        features=dict(zip(live.columns.looked, live.columns.pick(values), strict=True)),
         prediction=predicted,
+        columns=live.columns.names,
     )
     return logged, looking

@@ -448,6 +448,7 @@ def log(stage: Stage, number: int) -> None:
     one = Logged(
         id=f"p{number}", model="good", version=1, route="champion", asked=START + (number - 1) * DAY + 1, journal=1,
         nonce="x", applied={}, key=[f"v{number}"], request={}, features={"amount": 1.0}, prediction=0.5,
+        columns=msgspec.Raw(b'["amount"]'),
     )  # fmt: skip
     for _ in range(2):
         stage.logs[PREDICTIONS].writer().append(msgspec.json.encode(one))

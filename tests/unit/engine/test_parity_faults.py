@@ -24,7 +24,7 @@ from tidemill.engine.ledger import prediction_rows
 from tidemill.engine.lookup import Lookup
 from tidemill.engine.online import OnlineState
 from tidemill.engine.parity import PREDICTION, Finding, derive, differences
-from tidemill.engine.predict import Answerer, Logged, Predictor
+from tidemill.engine.predict import Answerer, Columns, Logged, Predictor
 from tidemill.spec.feature import View
 from tidemill.spec.model import Model
 
@@ -64,6 +64,7 @@ def model(*views: Any) -> Model:
 
 MODEL = model(CARRIER, ORIGIN, NEAR, PLANE, ASKED, "seats")
 PREDICTOR = Predictor(Encoding(MODEL.columns, {}, (), ()), Sum())
+COLUMNS = Columns.of(MODEL.columns)  # each is logged as it was served, the request's too, for some are spoilt
 
 
 def tables() -> dict[str, pl.DataFrame]:
@@ -126,7 +127,7 @@ def serve(
     """Serve three questions a tick and return the ledger's rows."""
     everything, kept = tables(), list[Logged]()
     served = Served(fault, spoil, back or {})
-    answerer = Answerer("m", 1, ("id",), served, predictor, kept.extend)
+    answerer = Answerer("m", 1, ("id",), served, predictor, COLUMNS)
     for number in range(TICKS):
         tick = START + number * STEP
         moment = pl.lit(tick, dtype=TIME)
@@ -136,7 +137,7 @@ def serve(
         requests = pl.DataFrame(
             {"id": [f"q{number}{each}" for each in "abc"], "carrier": ["a", "b", "c"], "origin": ["x", "y", "x"],
              "seats": [7, 8, number]}, schema=TYPES)  # fmt: skip
-        answerer.answer(requests, nonces=["1", "2", "3"])
+        kept += answerer.answer(requests, nonces=["1", "2", "3"])
     return prediction_rows(msgspec.json.encode(each) for each in kept)
 
 

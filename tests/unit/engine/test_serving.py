@@ -40,7 +40,7 @@ def test_an_answer_names_its_version_and_route_and_is_logged_whole(stage: Any) -
     assert logged.applied == {"things": 3}
     assert logged.key == ["a"]
     assert logged.request == ROW
-    assert logged.features == {"x": 1.0, "n": 2, "ok": True, "at": 5}
+    assert logged.whole() == {"x": 1.0, "n": 2, "ok": True, "at": 5}
     assert prediction_rows(each.payload for each in stage.logs["predictions"].read({})).height == 1
 
 
