@@ -196,6 +196,20 @@ def test_journal_is_filtered_and_canonical(built: Path) -> None:
     assert "No such entry." in run(built, "journal", "--since", "2999-01-01").output
 
 
+def test_how_a_version_is_served_and_why_is_told(built: Path) -> None:
+    served = projects.open(built).model("back").served
+    assert served is not None
+    assert served["kind"] == "compiled"
+    assert served["why"] == "it equals the estimator bit for bit"
+    assert 0 < served["micros"] < served["estimator_micros"]
+    assert data(built, "status")["models"][0]["champion"]["served"] == served
+    assert data(built, "history", "back")["versions"][0]["served"] == served
+    for command in (("status",), ("history", "back")):
+        said = " ".join(run(built, *command).output.split())
+        assert "compiled, " in said
+        assert "it equals the estimator bit for bit, tried on" in said
+
+
 def test_history_answers_who_was_live(built: Path) -> None:
     found = data(built, "history", "back")
     assert [version["version"] for version in found["versions"]] == [1]

@@ -18,6 +18,26 @@ def figure(value: Mapping[str, Any] | None) -> str:
     return f"{value['value']:.4f}{ends}"
 
 
+def serving(served: Mapping[str, Any] | None) -> str:
+    """Return in which form a version is served, what one row costs by it, and why, as ``Served.served`` gives it."""
+    if served is None:
+        return "not known: the result of its training is not in this workspace"
+    form = {"compiled": "compiled", "onnx": "by ONNX Runtime", "estimator": "by the estimator itself"}[served["kind"]]
+    costs = ""
+    if "micros" in served:
+        beside = "" if served["kind"] == "estimator" else f" (by the estimator {_micros(served['estimator_micros'])})"
+        costs = f", {_micros(served['micros'])} a row{beside}"
+    tried = ""
+    if "rows" in served:
+        probed = f" and {served['probed']:,} of {served['thresholds']:,} thresholds" if served.get("thresholds") else ""
+        tried = f", tried on {served['rows']:,} rows{probed}"
+    return f"{form}{costs}: {served['why']}{tried}"
+
+
+def _micros(micros: float) -> str:
+    return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
+
+
 def when(tick: int) -> str:
     """Return a time to the minute, UTC."""
     return format_time(tick)[:16].replace("T", " ")

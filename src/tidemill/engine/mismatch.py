@@ -109,14 +109,13 @@ def doubled_rows(scene: Scene) -> Iterator[World]:
 
 
 def _ranges(scene: Scene, kind: str, firsts: Ints, lasts: Ints) -> Iterator[World]:
-    table = scene.view.table.name
-    sign = -1 if kind == "lost row" else 1
+    table, gone = scene.view.table.name, kind == "lost row"
+    sign = -1 if gone else 1
     for each in scene.likely(firsts, lasts, sign, _areas(scene.suspects, kind, table)):
         first, last = int(firsts[each]), int(lasts[each])
         area, places = scene.area(first, last), np.arange(first, last + 1)
-        rows = {"without": places} if kind == "lost row" else {"again": places}
-        cause = Cause(kind, table, range(area.first, area.last + 1))
-        yield World(cause, scene.seen, scene.t, area=area, **rows)
+        world = World(Cause(kind, table, range(area.first, area.last + 1)), scene.seen, scene.t, area=area)
+        yield replace(world, without=places) if gone else replace(world, again=places)
 
 
 def shifted(scene: Scene) -> Iterator[World]:
