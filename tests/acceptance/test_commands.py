@@ -301,6 +301,22 @@ def test_rebuild_is_carried_out(tmp_path: Path) -> None:
     assert after["online"]["rebuilding"] is None
 
 
+def test_rebuild_waits_until_the_new_state_is_there(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    assert run(tmp_path, "up", "--once").exit_code == 0
+    arguments = ["rebuild", "--reason", "to be sure", "--wait", "--project", str(tmp_path)]
+    command = "import sys; from tidemill.cli.main import main; main(sys.argv[1:])"
+    waiting = subprocess.Popen([sys.executable, "-c", command, *arguments])
+    try:
+        while not data(tmp_path, "status")["requests"]:
+            assert waiting.poll() is None
+            time.sleep(0.1)
+        assert run(tmp_path, "up", "--once").exit_code == 0
+        assert waiting.wait(timeout=30) == 0
+    finally:
+        waiting.kill()
+
+
 def test_up_serves_until_it_is_told_to_stop(built: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from tidemill.cli.main import main; main()", "up", "-p", str(built)],

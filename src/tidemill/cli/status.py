@@ -13,7 +13,7 @@ from rich.text import Text
 from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
-from tidemill.cli.words import figure, sentence, serving, when
+from tidemill.cli.words import figure, rebuild, sentence, serving, when
 from tidemill.engine.freshness import freshness
 from tidemill.engine.records import RESERVED_TABLES
 from tidemill.engine.state import ModelState, State, fold
@@ -102,7 +102,9 @@ def _online(project: Project, now: int) -> dict[str, Any]:
         "tick": format_time(found.applied.tick) if found.applied else None,
         "lag": max(now - found.applied.t, 0) / SECOND if found.applied else None,
         "views": views,
-        "rebuilding": {"table": rebuilding[0], "done": rebuilding[1], "tables": rebuilding[2]} if rebuilding else None,
+        "rebuilding": None
+        if rebuilding is None
+        else {"table": rebuilding.table, "done": rebuilding.done, "steps": rebuilding.steps, "left": rebuilding.left},
     }
 
 
@@ -190,9 +192,7 @@ def _views(online: dict[str, Any]) -> Any:
     lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
     lines.add_row(Text("online state", style="dim"), Text(f"as of {_minute(online['tick'])}{lag}", style="dim"))
     if online["rebuilding"] is not None:
-        under_way = online["rebuilding"]
-        doing = f"reading {under_way['table']} ({under_way['done']} of {under_way['tables']} tables done)"
-        lines.add_row(Text("rebuild", style="cyan"), Text(doing, style="cyan"))
+        lines.add_row(Text("rebuild", style="cyan"), Text(rebuild(**online["rebuilding"]), style="cyan"))
     return lines
 
 

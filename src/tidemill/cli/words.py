@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidemill.base.clock import format_time
+from tidemill.base.clock import SECOND, format_duration, format_time
 from tidemill.engine.route import Route
 from tidemill.ports.journal import Entry
 
@@ -36,6 +36,12 @@ def serving(served: Mapping[str, Any] | None) -> str:
 
 def _micros(micros: float) -> str:
     return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
+
+
+def rebuild(table: str, done: int, steps: int, left: float | None) -> str:
+    """Return how far a rebuild of online state is; ``left``: seconds, None when that is not known yet."""
+    time = "" if left is None else f", about {format_duration(max(round(left), 1) * SECOND)} left"
+    return f"reading {table}: {done} of {steps} steps done{time}"
 
 
 def when(tick: int) -> str:

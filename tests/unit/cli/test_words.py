@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tidemill.cli.words import decisions, figure, sentence, serving, when
+from tidemill.cli.words import decisions, figure, rebuild, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -22,6 +22,11 @@ def test_how_a_version_is_served_is_said_with_its_cost_and_why() -> None:
     assert serving(itself) == "by the estimator itself, 812 µs a row: not compiled: no compiler"
     assert serving({"kind": "onnx", "why": "near", "rows": 5}) == "by ONNX Runtime: near, tried on 5 rows"
     assert "not known" in serving(None)
+
+
+def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
+    assert rebuild("arrivals", 0, 9, None) == "reading arrivals: 0 of 9 steps done"
+    assert rebuild("arrivals", 3, 9, 72.4) == "reading arrivals: 3 of 9 steps done, about 1m12s left"
 
 
 def test_times_are_shown_to_the_minute() -> None:
