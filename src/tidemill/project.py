@@ -370,6 +370,11 @@ class FittedModel:
     def __repr__(self) -> str:
         return f"<{self._declared.name} v{self.version.number}>"
 
+    @property
+    def served(self) -> dict[str, Any] | None:
+        """In which form it is served and why: ``kind``, ``why``, and what that costs; see ``Served.served``."""
+        return self._project.served(self.version.training)
+
     def predict(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> np.ndarray[Any, Any]:
         """Return one prediction for each row of ``frame``: the model's request columns.
 

@@ -116,6 +116,18 @@ class Served:
             forms=FORMS,
         )
 
+    def served(self, training: str) -> dict[str, Any] | None:
+        """Return in which form what a training made is served, and why; None when its result is not recorded.
+
+        ``kind`` ("compiled", "onnx" or "estimator"), ``why``, the microseconds that one row takes by it (``micros``)
+        and by the estimator (``estimator_micros``), and how it was tried: docs/predictors.md names the rest.
+        """
+        step = self.workspace.journal.step(training)
+        if step is None:
+            return None
+        served = step.get("served") or {"kind": "estimator", "why": "trained before models were compiled"}
+        return {name: value for name, value in served.items() if name != "reference"}
+
     def request_schema(self, model: str) -> dict[str, pl.DataType]:
         """Return the types of the columns that a request to ``model`` brings.
 

@@ -196,6 +196,20 @@ def test_journal_is_filtered_and_canonical(built: Path) -> None:
     assert "No such entry." in run(built, "journal", "--since", "2999-01-01").output
 
 
+def test_how_a_version_is_served_and_why_is_told(built: Path) -> None:
+    served = projects.open(built).model("back").served
+    assert served is not None
+    assert served["kind"] == "compiled"
+    assert served["why"] == "it equals the estimator bit for bit"
+    assert 0 < served["micros"] < served["estimator_micros"]
+    assert data(built, "status")["models"][0]["champion"]["served"] == served
+    assert data(built, "history", "back")["versions"][0]["served"] == served
+    for command in (("status",), ("history", "back")):
+        said = " ".join(run(built, *command).output.split())
+        assert "compiled, " in said
+        assert "it equals the estimator bit for bit, tried on" in said
+
+
 def test_history_answers_who_was_live(built: Path) -> None:
     found = data(built, "history", "back")
     assert [version["version"] for version in found["versions"]] == [1]
@@ -285,6 +299,22 @@ def test_rebuild_is_carried_out(tmp_path: Path) -> None:
     assert after["requests"] == []
     assert after["online"]["views"] == before["views"]
     assert after["online"]["rebuilding"] is None
+
+
+def test_rebuild_waits_until_the_new_state_is_there(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    assert run(tmp_path, "up", "--once").exit_code == 0
+    arguments = ["rebuild", "--reason", "to be sure", "--wait", "--project", str(tmp_path)]
+    command = "import sys; from tidemill.cli.main import main; main(sys.argv[1:])"
+    waiting = subprocess.Popen([sys.executable, "-c", command, *arguments])
+    try:
+        while not data(tmp_path, "status")["requests"]:
+            assert waiting.poll() is None
+            time.sleep(0.1)
+        assert run(tmp_path, "up", "--once").exit_code == 0
+        assert waiting.wait(timeout=30) == 0
+    finally:
+        waiting.kill()
 
 
 def test_up_serves_until_it_is_told_to_stop(built: Path) -> None:

@@ -31,7 +31,7 @@ from tidemill.engine.state import KINDS
 from tidemill.spec.system import System
 
 DOCS = Path(__file__).parents[2] / "docs"
-FOLLOWING = ("time.md", "operate.md", "serve.md", "api.md")
+FOLLOWING = ("time.md", "operate.md", "predictors.md", "serve.md", "api.md")
 SHOWN = ("text", "json")
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

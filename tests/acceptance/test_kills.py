@@ -33,6 +33,7 @@ from tidemill.engine.lookup import Lookup
 from tidemill.engine.online import OnlineState
 from tidemill.engine.records import FEEDBACK, PREDICTIONS
 from tidemill.engine.state import State, fold
+from tidemill.testing.histories import reading
 
 SYSTEM = """
 import polars as pl
@@ -417,7 +418,7 @@ def examine(story: Story) -> Outcome:
     assert applied.tick == START + (TICKS - 1) * TICK
     assert dict(applied.next_seq) == dict(state.rows)
     anew = MemoryOnline()
-    OnlineState(project.system.views, anew).rebuild(applied.tick, tables, state.rows, state.number)
+    OnlineState(project.system.views, anew).rebuild(applied.tick, reading(tables), state.rows, state.number)
     asked = tables["visits"].head(40)
     model = project.declared_model("good")
     found, _ = Lookup(model, workspace.online).features(asked)

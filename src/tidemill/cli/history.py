@@ -1,4 +1,4 @@
-"""``tidemill history``: a model's versions, how they were judged, and who was live when."""
+"""``tidemill history``: a model's versions, how they were judged and are served, and who was live when."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rich.text import Text
 from tidemill.base.clock import format_time, parse_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, open_running, section
-from tidemill.cli.words import figure, when
+from tidemill.cli.words import figure, serving, when
 from tidemill.engine.state import ModelState
+from tidemill.project import Project
 
 
 @click.command(name="history", short_help="Show a model's versions and who was live when.")
@@ -21,7 +22,7 @@ from tidemill.engine.state import ModelState
 @json_option
 @click.option("--at", metavar="TIME", help="Say only which version was live at this time: 2013-10-01T06:00Z.")
 def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
-    """Show the versions of MODEL with their judged figures, and the tenures of its champion."""
+    """Show the versions of MODEL with their judged figures, how each is served and why, and the champion's tenures."""
     project = open_running(path)
     state = project.state()
     if model not in state.models:
@@ -37,7 +38,7 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
         else:
             console().print(f"{model}: [bold]v{number}[/] was live at {when(moment)} UTC.")
         return
-    found = collect(model, known)
+    found = collect(project, model, known)
     if as_json:
         echo_json(found)
         return
@@ -57,6 +58,10 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
         )
     out.print(f"[bold]{model}[/]   {count(len(found['versions']), 'version')}")
     section(out, "Versions", table)
+    forms = grid("version", "served")
+    for each in found["versions"]:
+        forms.add_row(f"v{each['version']}", serving(each["served"]))
+    section(out, "How each is served", forms)
     tenures = grid("champion", "from", "until")
     for each in found["tenures"]:
         tenures.add_row(
@@ -65,7 +70,7 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
     section(out, "Who was live when", tenures)
 
 
-def collect(name: str, model: ModelState) -> dict[str, Any]:
+def collect(project: Project, name: str, model: ModelState) -> dict[str, Any]:
     """Return a model's history as plain data. A tenure of the champion ends where the next one begins."""
     champions = [(at, number) for at, alias, number in model.tenures if alias == "champion"]
     ends = [*(at for at, _ in champions[1:]), None]
@@ -83,6 +88,7 @@ def collect(name: str, model: ModelState) -> dict[str, Any]:
                 "metrics": version.judged.get("metrics", {}),
                 "kpis": version.judged.get("kpis", {}),
                 "verdict": version.judged.get("verdict"),
+                "served": project.served(version.training),
             }
             for version in model.versions
         ],

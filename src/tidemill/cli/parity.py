@@ -170,6 +170,9 @@ def _show_findings(out: Console, findings: list[dict[str, Any]]) -> None:
         body.add_row(Text("means", style="dim"), CAUSES[each["kind"]])
         if each["detail"]:
             body.add_row(Text("which", style="dim"), Text(each["detail"]))
+        if each["against"]:
+            agree = f"{count(each['against'], 'prediction')} that it would have changed, had it lasted"
+            body.add_row(Text("agree", style="dim"), Text(f"{agree}: it was mended, or something else did it"))
         columns = sorted(each["columns"].items(), key=lambda pair: (-pair[1], pair[0]))
         body.add_row(Text("columns", style="dim"), Text(", ".join(f"{name} ({number:,})" for name, number in columns)))
         for one in each["examples"]:

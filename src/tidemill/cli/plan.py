@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import click
 from rich.text import Text
 
 from tidemill import project as projects
-from tidemill.base.errors import DeclarationError
+from tidemill.base.errors import DeclarationError, Fault
 from tidemill.base.hashing import fingerprint
 from tidemill.cli.check import inspect
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, faults_json, grid, print_faults, probe, section
+from tidemill.cli.words import serving
 from tidemill.engine.check import installation
 from tidemill.engine.plan import Built, BuiltModel, BuiltTable, plan
 from tidemill.engine.state import State
@@ -33,7 +35,7 @@ def command(path: Path, as_json: bool) -> None:
     if found.faults:
         raise DeclarationError(found.faults)
     made = plan(project.system, built(project, project.state()))
-    notices = (*made.warnings, *found.slow, *installation())
+    notices = (*made.warnings, *found.slow, *not_compiled(project), *installation())
     if as_json:
         items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]
         echo_json({"idle": made.idle, "items": items, "warnings": faults_json(notices)})
@@ -83,6 +85,20 @@ def _models(project: Project, state: State) -> dict[str, BuiltModel]:
             judging = state.declared["models"].get(name, {}).get("judging", {})
             found[name] = BuiltModel(f"v{version.number}", recipes.get(version.recipe, {}), judging)
     return found
+
+
+def not_compiled(project: Project) -> Iterator[Fault]:
+    """Yield a note on each champion that is not served compiled: what a row costs, and why."""
+    state = project.state()
+    for model in project.system.models:
+        known = state.model(model.name)
+        if "champion" not in known.aliases:
+            continue
+        champion = known.resolve("champion")
+        served = project.served(champion.training)
+        if served is not None and served["kind"] != "compiled":
+            what = f"v{champion.number} is served {serving(served)}."
+            yield Fault(f"model '{model.name}'", what, "docs/predictors.md says what is compiled.")
 
 
 def recipes_declared(project: Project) -> dict[str, dict[str, Any]]:

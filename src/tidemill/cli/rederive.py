@@ -11,7 +11,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.cli.plan import recipes_declared
 from tidemill.engine.explain import Past, explain, late, states
 from tidemill.engine.fingerprint import recipe
-from tidemill.engine.parity import Difference, Finding, Parity, compare, derive, differences, largest, summary
+from tidemill.engine.parity import Difference, Parity, compare, derive, differences, summary
 from tidemill.project import Project
 from tidemill.spec.feature import OnDemand
 from tidemill.workspace import dtype_from_text
@@ -19,7 +19,6 @@ from tidemill.workspace import dtype_from_text
 #: What of a recipe decides the features of a request; the estimator as fitted is kept with its version.
 _DECIDING = ("examples", "columns", "feature views")
 _AT_ONCE = 20_000  # predictions
-_EXPLAINED = 500  # mismatched predictions of one version that are looked into
 
 #: Told what is being done, how much of it is done, and of how much.
 Tell = Callable[[str, int, int], None]
@@ -49,8 +48,7 @@ class Rederiving:
     def explained(self, number: int, logged: pl.DataFrame, whole: pl.DataFrame, tell: Tell) -> Parity:
         """Do the same, and look into what lies behind each mismatch.
 
-        ``whole``: rows of the ledger that tell the states by which this model answered. Of very many mismatches the
-        first are looked into; the others count as unexplained.
+        ``whole``: rows of the ledger that tell the states by which this model answered.
         """
         past = self._past(number, states(whole))
         parity, found = Parity(), list[Difference]()
@@ -61,11 +59,8 @@ class Rederiving:
             found += mismatched
             parity += replace(summary(part.height, mismatched, rounded), findings=late(past, part, derived))
         tell("deriving again", logged.height, logged.height)
-        chosen = dict.fromkeys(list(dict.fromkeys(each.id for each in found))[:_EXPLAINED])
-        first = [each for each in found if each.id in chosen]
-        findings = explain(past, logged, first, lambda done, total: tell("looking into mismatches", done, total))
-        left = _left([each for each in found if each.id not in chosen])
-        return replace(parity, findings=(*parity.findings, *findings, *left))
+        findings = explain(past, logged, found, lambda done, total: tell("looking into mismatches", done, total))
+        return replace(parity, findings=(*parity.findings, *findings))
 
     def _past(self, number: int, answered: list[tuple[int, Mapping[str, int]]]) -> Past:
         project, model = self.project, self.project.declared_model(self.model)
@@ -79,15 +74,3 @@ class Rederiving:
             self._tables = {name: project.rows_so_far(name) for name in sorted(names)}
         predictor = project.load_predictor(self.model, training)
         return Past(model, types, self._tables, answered, predictor, step.get("libraries", {}))
-
-
-def _left(found: list[Difference]) -> tuple[Finding, ...]:
-    """Return the finding of mismatches that were not looked into."""
-    if not found:
-        return ()
-    columns: dict[str, int] = {}
-    for each in found:
-        columns[each.what] = columns.get(each.what, 0) + 1
-    number = len({each.id for each in found})
-    said = f"not looked into: more than {_EXPLAINED:,} predictions differ"
-    return (Finding("unexplained", "", said, number, columns, largest(found)),)

@@ -13,7 +13,7 @@ from rich.text import Text
 from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
-from tidemill.cli.words import figure, sentence, when
+from tidemill.cli.words import figure, rebuild, sentence, serving, when
 from tidemill.engine.freshness import freshness
 from tidemill.engine.records import RESERVED_TABLES
 from tidemill.engine.state import ModelState, State, fold
@@ -74,7 +74,7 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
         "journal": state.number,
         "tables": tables,
         "online": _online(project, now),
-        "models": [_model(model.name, state.model(model.name)) for model in project.system.models],
+        "models": [_model(project, model.name, state.model(model.name)) for model in project.system.models],
         "endpoint": {"url": served[0], **served[1]} if served else None,
         "requests": [{"kind": each.kind, **each.body} for each in project.workspace.journal.requests()],
         "undeclared": sorted(_undeclared(project, state)),
@@ -102,11 +102,13 @@ def _online(project: Project, now: int) -> dict[str, Any]:
         "tick": format_time(found.applied.tick) if found.applied else None,
         "lag": max(now - found.applied.t, 0) / SECOND if found.applied else None,
         "views": views,
-        "rebuilding": {"table": rebuilding[0], "done": rebuilding[1], "tables": rebuilding[2]} if rebuilding else None,
+        "rebuilding": None
+        if rebuilding is None
+        else {"table": rebuilding.table, "done": rebuilding.done, "steps": rebuilding.steps, "left": rebuilding.left},
     }
 
 
-def _model(name: str, model: ModelState) -> dict[str, Any]:
+def _model(project: Project, name: str, model: ModelState) -> dict[str, Any]:
     champion = model.resolve("champion") if "champion" in model.aliases else None
     tenure = [
         at for at, alias, number in model.tenures if alias == "champion" and champion and number == champion.number
@@ -120,6 +122,7 @@ def _model(name: str, model: ModelState) -> dict[str, Any]:
         else {
             "version": champion.number,
             "since": format_time(tenure[-1]),
+            "served": project.served(champion.training),
             "rows": champion.judged.get("rows"),
             "metrics": champion.judged.get("metrics", {}),
             "kpis": champion.judged.get("kpis", {}),
@@ -189,9 +192,7 @@ def _views(online: dict[str, Any]) -> Any:
     lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
     lines.add_row(Text("online state", style="dim"), Text(f"as of {_minute(online['tick'])}{lag}", style="dim"))
     if online["rebuilding"] is not None:
-        under_way = online["rebuilding"]
-        doing = f"reading {under_way['table']} ({under_way['done']} of {under_way['tables']} tables done)"
-        lines.add_row(Text("rebuild", style="cyan"), Text(doing, style="cyan"))
+        lines.add_row(Text("rebuild", style="cyan"), Text(rebuild(**online["rebuilding"]), style="cyan"))
     return lines
 
 
@@ -212,6 +213,7 @@ def _model_lines(model: dict[str, Any], entries: list[Entry]) -> Any:
     else:
         rows = f", fitted on {champion['rows']:,} rows" if champion["rows"] else ""
         lines.add_row("champion", f"v{champion['version']} since {_minute(champion['since'])}{rows}")
+        lines.add_row("served", serving(champion["served"]))
         for name, value in (*champion["metrics"].items(), *champion["kpis"].items()):
             lines.add_row(Text(name, style="dim"), figure(value))
     if training is not None:

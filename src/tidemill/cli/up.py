@@ -21,7 +21,7 @@ from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
 from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
-from tidemill.cli.words import decisions, when
+from tidemill.cli.words import decisions, rebuild, when
 from tidemill.engine.check import installation
 from tidemill.engine.mill import Mill, Turned, declared
 from tidemill.loop.supervisor import ServerProcess
@@ -231,6 +231,8 @@ class _Run:
             for name, progress in self._mill.progress().items():
                 if progress.done < progress.total:
                     parts.append(f"{name}: {progress.doing} ({progress.done} of {progress.total})")
+            if (anew := self._mill.rebuilding) is not None:
+                parts.append(f"online state: {rebuild(anew.table, anew.done, anew.steps, anew.left)}")
             if parts:
                 status.update(Text("; ".join(parts), style="cyan"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidemill.base.clock import format_time
+from tidemill.base.clock import SECOND, format_duration, format_time
 from tidemill.engine.route import Route
 from tidemill.ports.journal import Entry
 
@@ -16,6 +16,32 @@ def figure(value: Mapping[str, Any] | None) -> str:
         return "not known"
     ends = "" if value["low"] is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
     return f"{value['value']:.4f}{ends}"
+
+
+def serving(served: Mapping[str, Any] | None) -> str:
+    """Return in which form a version is served, what one row costs by it, and why, as ``Served.served`` gives it."""
+    if served is None:
+        return "not known: the result of its training is not in this workspace"
+    form = {"compiled": "compiled", "onnx": "by ONNX Runtime", "estimator": "by the estimator itself"}[served["kind"]]
+    costs = ""
+    if "micros" in served:
+        beside = "" if served["kind"] == "estimator" else f" (by the estimator {_micros(served['estimator_micros'])})"
+        costs = f", {_micros(served['micros'])} a row{beside}"
+    tried = ""
+    if "rows" in served:
+        probed = f" and {served['probed']:,} of {served['thresholds']:,} thresholds" if served.get("thresholds") else ""
+        tried = f", tried on {served['rows']:,} rows{probed}"
+    return f"{form}{costs}: {served['why']}{tried}"
+
+
+def _micros(micros: float) -> str:
+    return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
+
+
+def rebuild(table: str, done: int, steps: int, left: float | None) -> str:
+    """Return how far a rebuild of online state is; ``left``: seconds, None when that is not known yet."""
+    time = "" if left is None else f", about {format_duration(max(round(left), 1) * SECOND)} left"
+    return f"reading {table}: {done} of {steps} steps done{time}"
 
 
 def when(tick: int) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,11 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.clock import format_time
-from tidemill.base.schema import KNOWN_AT, SEQ
+from tidemill.base.schema import KNOWN_AT, SEQ, TICK
 from tidemill.engine.feature import TableView, compute
-from tidemill.engine.mismatch import causes, cover
+from tidemill.engine.mismatch import STATES, causes, cover, suspects_with
 from tidemill.engine.outcome import feature_frame, predictions
-from tidemill.engine.parity import PREDICTION, ROUNDING, Difference, Finding, largest, request_frame
+from tidemill.engine.parity import PREDICTION, ROUNDING, Difference, Finding, derive, largest, request_frame
 from tidemill.engine.predict import Predictor, plain
 from tidemill.engine.scene import Cause, Scenes, World
 from tidemill.engine.table import TIME, timeless
@@ -34,6 +35,13 @@ DECIDING = ("numpy", "polars", "scikit-learn", "tidemill")
 #: Differences up to so many units in the last place are of the float kind.
 ULPS = 4
 
+#: Questions that every hypothesis is tried on; the others are held against the causes found for these.
+LOOKED_INTO = 500
+
+_OPPOSED = 20  # causes held against the predictions that agree
+
+#: Of a logged prediction (its place) to a view (its name).
+Question = tuple[int, str]
 #: Told how many questions have been looked into, and of how many.
 Tell = Callable[[int, int], None]
 
@@ -67,12 +75,20 @@ def states(logged: pl.DataFrame) -> list[tuple[int, Mapping[str, int]]]:
 
 
 def explain(
-    past: Past, logged: pl.DataFrame, differences: Sequence[Difference], tell: Tell = lambda *_: None
+    past: Past,
+    logged: pl.DataFrame,
+    differences: Sequence[Difference],
+    tell: Tell = lambda *_: None,
+    looked_into: int = LOOKED_INTO,
 ) -> tuple[Finding, ...]:
-    """Return what lies behind ``differences`` of ``logged`` (rows of the ledger), most predictions first."""
+    """Return what lies behind ``differences`` of ``logged`` (rows of the ledger), most predictions first.
+
+    Of more than ``looked_into`` questions to views that were answered otherwise, every hypothesis is tried on so many,
+    chosen by their ids, and on the others those that account for these.
+    """
     rows = logged.filter(pl.col("id").is_in(list({each.id for each in differences})))
     place = {each: number for number, each in enumerate(rows["id"])}
-    by_question: dict[tuple[int, str], list[Difference]] = {}
+    by_question: dict[Question, list[Difference]] = {}
     view_of = {column: view.name for view in _looked_up(past.model) for column in view.columns}
     outcomes: list[tuple[Cause, Difference]] = []
     predicted: list[Difference] = []
@@ -83,9 +99,14 @@ def explain(
             by_question.setdefault((place[each.id], view_of[each.what]), []).append(each)
         else:
             outcomes.append((_by_value(past, each, "transform"), each))
-    chosen = _of_views(past, rows, list(by_question), tell)
+    # Ids are hashes: the first of them are a sample of all times.
+    sampled = set(sorted(by_question, key=lambda each: (rows["id"][each[0]], each[1]))[:looked_into])
+    chosen = _of_views(past, rows, list(by_question), sampled, tell)
     for question, found in by_question.items():
         cause = chosen[question]
+        if cause is None and question not in sampled:
+            said = f"of more than {looked_into:,} answers of views: held against the causes found for the others alone"
+            cause = Cause("unexplained", question[1], said)
         outcomes += [(cause or _by_value(past, each, "unexplained"), each) for each in found]
     by_id: dict[str, Cause] = {}
     for cause, each in outcomes:
@@ -94,7 +115,8 @@ def explain(
     for each in predicted:
         wrong_features = each.id in by_id and follows[place[each.id]]
         outcomes.append((by_id[each.id] if wrong_features else _by_value(past, each, "model"), each))
-    return _findings(past, outcomes)
+    agreeing = logged.filter(~pl.col("id").is_in(list(place)))
+    return _findings(past, outcomes, lambda cause, columns: _against(past, agreeing, cause, columns))
 
 
 def late(past: Past, logged: pl.DataFrame, derived: pl.DataFrame) -> tuple[Finding, ...]:
@@ -136,9 +158,9 @@ def _looked_up(model: Model) -> list[TableView]:
 
 
 def _of_views(
-    past: Past, rows: pl.DataFrame, questions: Sequence[tuple[int, str]], tell: Tell
-) -> dict[tuple[int, str], Cause | None]:
-    """Return the cause of the mismatch of each question: (place in ``rows``, name of the view)."""
+    past: Past, rows: pl.DataFrame, questions: Sequence[Question], sampled: Set[Question], tell: Tell
+) -> dict[Question, Cause | None]:
+    """Return the cause of the mismatch of each question; on those ``sampled`` every hypothesis is tried."""
     requests = request_frame(rows["request"], past.types)
     asked = rows["asked"].cast(TIME).to_physical().to_list()
     applied = [msgspec.json.decode(text) for text in rows["applied"]]
@@ -146,28 +168,38 @@ def _of_views(
     views = {view.name: view for view in _looked_up(past.model) if past.tables[view.table.name].width}
     scenes = {name: Scenes(views[name], past.tables[views[name].table.name], requests)
               for name in dict.fromkeys(name for _, name in questions) if name in views}  # fmt: skip
-    suspects: dict[Cause, None] = {}
+    moments = [t for t, _ in past.states]
+    suspects: list[World] = []
     known: dict[tuple[Any, ...], list[World]] = {}
-    found: list[list[World]] = []
-    for done, (row, name) in enumerate(questions):
-        tell(done, len(questions))
-        if name not in scenes:
-            found.append([])
-            continue
-        view = views[name]
-        table, t = view.table.name, asked[row]
-        logged = {column: features[row].get(column) for column in view.columns}
+    found: dict[Question, list[World]] = {}
+
+    def look(question: Question, *, suspects_only: bool) -> None:
+        nonlocal suspects
+        row, name = question
+        table, t = views[name].table.name, asked[row]
+        logged = {column: features[row].get(column) for column in views[name].columns}
         seen = applied[row].get(table, 0)
-        alike = (name, scenes[name].group(row), t, seen, msgspec.json.encode(logged))
+        alike = (name, scenes[name].group(row), t, seen, msgspec.json.encode(logged), suspects_only)
         if alike not in known:
-            before = [(at, each.get(table, 0)) for at, each in past.states if at < t][::-1]
-            numbers = [each.detail for each in suspects if each.where in (name, table) and isinstance(each.detail, int)]
-            scene = scenes[name].scene(row, t, seen, logged, states=before, suspects=numbers)
-            known[alike] = causes(scene, suspects)
-            suspects |= dict.fromkeys(world.cause for world in known[alike])
-        found.append(known[alike])
-    tell(len(questions), len(questions))
-    return dict(zip(questions, cover(found), strict=True))
+            upto = bisect_left(moments, t)
+            before = [(at, each.get(table, 0)) for at, each in past.states[max(upto - STATES, 0) : upto][::-1]]
+            known[alike] = causes(
+                scenes[name].scene(row, t, seen, logged, states=before, suspects=suspects, suspects_only=suspects_only)
+            )
+            suspects = suspects_with(suspects, known[alike])
+        found[question] = known[alike]
+
+    # What is found late may account for what came before it: the second pass takes what the first one left.
+    passes = [each for each in questions if each in sampled], questions
+    total, done = len(sampled) + len(questions), 0
+    for suspects_only, chosen in enumerate(passes):
+        for question in chosen:
+            tell(done, total)
+            done += 1
+            if question[1] in scenes and not found.get(question):
+                look(question, suspects_only=bool(suspects_only))
+    tell(total, total)
+    return dict(zip(questions, cover([found.get(each, []) for each in questions]), strict=True))
 
 
 def _by_value(past: Past, each: Difference, otherwise: str) -> Cause:
@@ -207,30 +239,69 @@ def _follow(past: Past, rows: pl.DataFrame) -> list[bool]:
     return list(np.isclose(now, was, rtol=ROUNDING, atol=0.0).reshape(len(was), -1).all(axis=1))
 
 
-def _findings(past: Past, outcomes: Sequence[tuple[Cause, Difference]]) -> tuple[Finding, ...]:
+def _against(past: Past, agreeing: pl.DataFrame, cause: Cause, columns: Set[str]) -> int:
+    """Return how many of the predictions that agree would not, had the rows that ``cause`` means never been there.
+
+    Only the views that have ``columns`` are asked. Rows are taken away by making them known never.
+    """
+    if isinstance(cause.detail, str) or cause.kind == "doubled row" or agreeing.is_empty():
+        return 0
+    affected = [view for view in _looked_up(past.model) if not columns.isdisjoint(view.columns)]
+    (table,) = {view.table.name: view.table for view in affected}.values()
+    if timeless(table):
+        return 0
+    gone = pl.col(SEQ).is_between(cause.detail.start, cause.detail.stop, closed="left")
+    rows = past.tables[table.name].with_columns(pl.when(~gone).then(KNOWN_AT))
+    names = [name for view in affected for name in view.columns]
+    derived = derive(past.model, past.types, {**past.tables, table.name: rows}, agreeing).select(names)
+    features = map(msgspec.json.decode, agreeing["features"])
+    return sum(
+        msgspec.json.encode(values) != msgspec.json.encode({name: was.get(name) for name in names})
+        for values, was in zip(plain(derived).iter_rows(named=True), features, strict=True)
+    )
+
+
+def _findings(
+    past: Past,
+    outcomes: Sequence[tuple[Cause, Difference]],
+    against: Callable[[Cause, Set[str]], int] = lambda *_: 0,
+) -> tuple[Finding, ...]:
     grouped: dict[Cause, list[Difference]] = {}
     for cause, each in outcomes:
         grouped.setdefault(cause, []).append(each)
     made = []
-    for cause, found in grouped.items():
+    for place, (cause, found) in enumerate(sorted(grouped.items(), key=lambda each: -len(each[1]))):
         columns: dict[str, int] = {}
         for each in found:
             columns[each.what] = columns.get(each.what, 0) + 1
         number = len({each.id for each in found})
-        made.append(Finding(cause.kind, cause.where, _words(past, cause), number, columns, largest(found)))
+        opposed = against(cause, columns.keys()) if place < _OPPOSED else 0
+        made.append(Finding(cause.kind, cause.where, _words(past, cause), number, columns, largest(found), opposed))
     return tuple(sorted(made, key=lambda each: (-each.predictions, each.kind, each.where, each.detail)))
 
 
 def _words(past: Past, cause: Cause) -> str:
-    """Say which row or state a cause means."""
-    if not isinstance(cause.detail, int):
+    """Say which rows or state a cause means."""
+    if isinstance(cause.detail, str):
         said, _, moment = cause.detail.rpartition(" ")
-        return f"{said} {format_time(int(moment))}" if said in ("as of", "all of tick") else cause.detail
-    views = {view.name: view.table for view in _looked_up(past.model)}
-    table = views.get(cause.where) or next(each for each in views.values() if each.name == cause.where)
-    row = past.tables[table.name].filter(pl.col(SEQ) == cause.detail)
-    came = f"committed at {format_time(int(row['_tick'].cast(TIME).to_physical()[0]))}"
+        return f"{said} {format_time(int(moment))}" if said == "as of" else cause.detail
+    views = _looked_up(past.model)
     if cause.kind == "stale state":
-        return f"from row {cause.detail} of {table.name} on, {came}"
-    key = ", ".join(f"{name} {row[name][0]}" for name in table.key)
-    return f"row {cause.detail} of {table.name} ({key}), {came}"
+        table = next(view.table for view in views if view.name == cause.where)
+        came = _came(past, table.name, cause.detail.start)
+        return f"from row {cause.detail.start} of {table.name} on, committed at {came}"
+    table = next(view.table for view in views if view.table.name == cause.where)
+    first, last = cause.detail[0], cause.detail[-1]
+    begin, end = _came(past, table.name, first), _came(past, table.name, last)
+    if first == last:
+        row = past.tables[table.name].filter(pl.col(SEQ) == first)
+        key = ", ".join(f"{name} {row[name][0]}" for name in table.key)
+        return f"row {first} of {table.name} ({key}), committed at {begin}"
+    when = f"committed at {begin}" if begin == end else f"committed from {begin} to {end}"
+    return f"rows {first} to {last} of {table.name} ({last - first + 1:,} rows), {when}"
+
+
+def _came(past: Past, table: str, number: int) -> str:
+    """Return when a row was committed."""
+    row = past.tables[table].filter(pl.col(SEQ) == number)
+    return format_time(int(row[TICK].cast(TIME).to_physical()[0]))

@@ -20,15 +20,34 @@ class ViewFreshness:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilding:
+    """A rebuild under way: the ``table`` being read ("" at the end), steps ``done`` of ``steps``, after ``seconds``."""
+
+    table: str
+    done: int
+    steps: int
+    seconds: float
+
+    @property
+    def left(self) -> float | None:
+        """About how many seconds it will still take; None before the first step is done."""
+        return self.seconds / self.done * (self.steps - self.done) if self.done else None
+
+    def encode(self) -> bytes:
+        """Return it as it lies under ``REBUILDING``."""
+        return msgspec.msgpack.encode((self.table, self.done, self.steps, self.seconds))
+
+
+@dataclass(frozen=True, slots=True)
 class Freshness:
     """``applied``: None before the state is built. ``views``: those that have taken in rows, by name.
 
-    ``rebuilding``: the table being read for a rebuild under way, the number of tables done, and of all.
+    ``rebuilding``: a rebuild under way, or that was broken off; the next rows that are applied end it.
     """
 
     applied: Applied | None = None
     views: Mapping[str, ViewFreshness] = field(default_factory=dict)
-    rebuilding: tuple[str, int, int] | None = None
+    rebuilding: Rebuilding | None = None
 
 
 def freshness(store: Online) -> Freshness:
@@ -39,5 +58,5 @@ def freshness(store: Online) -> Freshness:
     return Freshness(
         None if mark is None else Applied.decode(mark),
         {name: ViewFreshness(*value) for name, value in views.items()},
-        None if said is None else tuple(msgspec.msgpack.decode(said)),
+        None if said is None else Rebuilding(*msgspec.msgpack.decode(said)),
     )

@@ -9,7 +9,7 @@ brings online state up to the lake, and takes up the training that was under way
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,14 @@ import polars as pl
 from tidemill.base.clock import DAY
 from tidemill.base.errors import SourceError, TidemillError, TrainingError, WorkspaceError
 from tidemill.base.hashing import fingerprint
-from tidemill.base.schema import HISTORY, TICK
+from tidemill.base.schema import HISTORY, SEQ, TICK
 from tidemill.engine import ledger, records
 from tidemill.engine.canary import Trial, asked_for, let_in, pointed, routed
 from tidemill.engine.change import changes
 from tidemill.engine.derive import Derivation
 from tidemill.engine.example import ASKED_AT, examples
 from tidemill.engine.fingerprint import describe, judging, of, operations, origins, recipe, recipe_fingerprint
+from tidemill.engine.freshness import Rebuilding
 from tidemill.engine.gate import Case
 from tidemill.engine.ingest import Intake
 from tidemill.engine.online import OnlineState
@@ -107,6 +108,7 @@ class Mill:
         self._trials = {model.name: Trial(system, model, ports.lake, ports.journal) for model in system.models}
         self._recipes = {model.name: recipe_fingerprint(model, system.policy) for model in system.models}
         self._jobs: dict[str, Job] = {}
+        self._rebuilding: Rebuilding | None = None
         # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
         self._wakes: dict[str, int | None] = {}
         self._tidied: dict[str, int] = {}  # the newest version of a table when it was last tidied
@@ -216,9 +218,19 @@ class Mill:
 
     def _rebuild(self, tick: int) -> None:
         """Make online state anew from the lake, at ``tick`` or that of the newest row."""
-        names = [table.name for table in self.system.tables if table.name in self.state.rows]
-        frames = {name: pl.DataFrame(self.ports.lake.scan(name)) for name in names}
-        self._online.rebuild(max(tick, self._newest_tick(frames)), frames, dict(self.state.rows), self.state.number)
+        names = [table.name for table in self.system.tables if self.state.rows.get(table.name)]
+        newest = {name: self._read(name, (TICK, SEQ), self.state.rows[name] - 1, 1) for name in names}
+        tick = max(tick, self._newest_tick(newest))
+        try:
+            self._online.rebuild(tick, self._read, dict(self.state.rows), self.state.number, self._told)
+        finally:
+            self._rebuilding = None
+
+    def _told(self, rebuilding: Rebuilding) -> None:
+        self._rebuilding = rebuilding
+
+    def _read(self, table: str, columns: Sequence[str], since: int, limit: int) -> pl.DataFrame:
+        return pl.DataFrame(self.ports.lake.scan(table, columns=columns, since=since, limit=limit))
 
     @staticmethod
     def _newest_tick(frames: Mapping[str, pl.DataFrame]) -> int:
@@ -253,6 +265,11 @@ class Mill:
             if model.name in launched and training is not None:
                 self._launch(model, training)
         return Turned(tick, entries, {name: frame.height for name, frame in rows.items()})
+
+    @property
+    def rebuilding(self) -> Rebuilding | None:
+        """How far the rebuild of online state under way is; None while there is none."""
+        return self._rebuilding
 
     def progress(self) -> dict[str, Progress]:
         """Return how far the trainings under way are, by model."""

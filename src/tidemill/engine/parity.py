@@ -45,8 +45,8 @@ CAUSES: Mapping[str, str] = {
     "late row": "a row that was known in time by its own account was committed after the prediction (no fault)",
     "stale state": "the view had not been brought up to what had been applied",
     "ahead": "the view held rows that had not been applied by its own account",
-    "lost row": "a row of the window was missing",
-    "doubled row": "a row of the window was counted twice",
+    "lost row": "a row was missing, or rows that follow on each other",
+    "doubled row": "a row was counted twice, or rows that follow on each other",
     "window edge": "a row at the edge of a window was on its wrong side",
     "transform": "a value that comes from the request alone is computed otherwise now",
     "library version": "the version was trained with other versions of the libraries that compute",
@@ -73,8 +73,9 @@ class Difference:
 class Finding:
     """One cause of differences: ``kind`` is one of ``CAUSES``, ``where`` a view, column or model.
 
-    ``detail`` says what exactly: which row, since when. ``predictions`` it accounts for, ``columns`` with the number of
-    times each is affected, and ``examples``: the largest differences.
+    ``detail`` says what exactly: which rows, since when. ``predictions`` it accounts for, ``columns`` with the number
+    of times each is affected, and ``examples``: the largest differences. ``against``: how many predictions agree that
+    it would have changed, had it lasted (of rows that were lost or not applied, in tables with times; else 0).
     """
 
     kind: str
@@ -83,6 +84,7 @@ class Finding:
     predictions: int
     columns: Mapping[str, int]
     examples: tuple[Difference, ...]
+    against: int = 0
 
     @property
     def fails(self) -> bool:
@@ -97,6 +99,7 @@ class Finding:
             self.predictions + other.predictions,
             _summed(self.columns, other.columns),
             largest((*self.examples, *other.examples)),
+            self.against + other.against,
         )
 
 

@@ -106,7 +106,7 @@ class Parts:
         """Yield the changes that leave ``versions`` in the parts that were read; ``part`` says where each belongs."""
         order = np.lexsort((versions.seq, versions.known, versions.time, part))
         if (order[1:] < order[:-1]).any():
-            versions, part = _take(versions, order), part[order]
+            versions, part = take(versions, order), part[order]
         read = np.array(sorted(self._read), dtype=np.int64)
         first = np.searchsorted(part, read).tolist()
         after = np.searchsorted(part, read, side="right").tolist()
@@ -238,6 +238,7 @@ def joined(first: Versions, second: Versions) -> Versions:
     return Versions(**times, values=first.values.vstack(second.values) if first.values.width else first.values)
 
 
-def _take(versions: Versions, order: Array) -> Versions:
+def take(versions: Versions, order: Array) -> Versions:
+    """Return the versions at the places ``order``."""
     values = versions.values[order] if versions.values.width else versions.values
     return Versions(**{name: getattr(versions, name)[order] for name in _FIELDS}, values=values)

@@ -7,7 +7,8 @@ column, and computed by the function that computes everything else.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tidemill.base.clock import DAY
+from tidemill.base.clock import DAY, FOREVER
 from tidemill.base.schema import SEQ, TICK
 from tidemill.engine.feature import TableView, Versions, by_columns, by_version, compute, keys, prepare, reach, slots
 from tidemill.engine.predict import plain
@@ -33,15 +34,38 @@ _NONE = np.zeros(0, dtype=np.int64)
 _BUDGET = 200_000  # rows stacked for one question
 _FAR = 200  # rows kept where no window ends
 _SLACK = DAY  # around a window, for edges that moved
+_RANGES = 50_000  # ranges of rows looked at for one question
 _NEAR = 1e-9  # relative: how closely a quick sum must meet what was logged
 
 
 class Cause(NamedTuple):
-    """A possible cause: its kind (of ``parity.CAUSES``), the view or table, and what exactly (a number or words)."""
+    """A possible cause: its kind (of ``parity.CAUSES``), the view or table, and what exactly.
+
+    ``detail``: the numbers of the rows that were lost, doubled or not applied (to FOREVER for a state that stands
+    still), or words.
+    """
 
     kind: str
     where: str
-    detail: int | str
+    detail: range | str
+
+
+class Area(NamedTuple):
+    """Ranges of row numbers that are the same to one question, for rows of other groups lie between its own.
+
+    They begin above ``after`` and not above ``first``, and end (their last number) at ``last`` or later, and below
+    ``before``. The least of them is from ``first`` to ``last``.
+    """
+
+    after: int
+    first: int
+    last: int
+    before: int
+
+    def meets(self, other: Area) -> bool:
+        """Tell whether some range is of both."""
+        firsts = max(self.after, other.after) < min(self.first, other.first)
+        return firsts and max(self.last, other.last) < min(self.before, other.before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +73,8 @@ class World:
     """The rows of a scene under one assumption, and the time of the question.
 
     ``upto``: only rows numbered below it. ``without`` and ``again``: places of rows left out, and counted twice.
-    ``shift``: microseconds by which the event time of each row is moved; None leaves them. ``between``: the assumption
-    is the same for every ``upto`` above the first number and up to the second. ``rank``: place of its hypothesis.
+    ``shift``: microseconds by which the event time of each row is moved; None leaves them. ``area``: where the cause is
+    a range of rows, all ranges that come to the same here. ``rank``: place of its hypothesis.
     """
 
     cause: Cause
@@ -59,7 +83,7 @@ class World:
     without: Ints = field(default_factory=lambda: _NONE)
     again: Ints = field(default_factory=lambda: _NONE)
     shift: Ints | None = None
-    between: tuple[int, int] | None = None
+    area: Area | None = None
     rank: int = 0
 
 
@@ -69,7 +93,8 @@ class Scene:
 
     ``rows``: all versions of the keys that can matter to it, in order of sequence, those that came later too. ``t``,
     ``seen`` (rows applied) and ``logged`` (the view's columns): as logged. ``states``: (t, rows applied) of answers
-    before it, newest first. ``suspects``: numbers of rows to be tried first.
+    before it, newest first. ``suspects``: worlds that account for other questions, whose causes are tried first, and,
+    with ``suspects_only``, alone.
     """
 
     view: TableView
@@ -79,7 +104,8 @@ class Scene:
     seen: int
     logged: Mapping[str, Any]
     states: Sequence[tuple[int, int]] = ()
-    suspects: Sequence[int] = ()
+    suspects: Sequence[World] = ()
+    suspects_only: bool = False
 
     @cached_property
     def seq(self) -> Ints:
@@ -87,9 +113,9 @@ class Scene:
         return self.rows[SEQ].to_numpy()
 
     @cached_property
-    def applied(self) -> Ints:
-        """Places of the rows that had been applied, newest first."""
-        return np.flatnonzero(self.seq < self.seen)[::-1]
+    def applied(self) -> int:
+        """How many of the rows had been applied: the first so many."""
+        return int(np.searchsorted(self.seq, self.seen))
 
     @cached_property
     def age(self) -> Ints | None:
@@ -104,51 +130,71 @@ class Scene:
         """How many worlds of one hypothesis are tried: fewer of long windows."""
         return max(_BUDGET // (4 * max(self.rows.height, 1)), 16)
 
-    def ticks(self) -> Iterator[tuple[int, Ints]]:
-        """Yield the ticks that brought several of the applied rows, newest first, with the places of those."""
-        ticks = self.rows[TICK].cast(TIME).to_physical().to_numpy()[self.applied]
-        distinct, counts = np.unique(ticks, return_counts=True)
-        for tick in distinct[counts > 1][::-1][: self.most].tolist():
-            yield tick, self.applied[ticks == tick]
+    @cached_property
+    def ranges(self) -> tuple[Ints, Ints]:
+        """Places of the first and last row of ranges of several applied rows, the newest and shortest first.
 
-    def likely(self, change: Callable[[Floats], Floats]) -> list[int]:
-        """Return places of applied rows, those first with which the view is likely to have answered as logged.
-
-        ``change`` says by how much each row, being lost, say, would change a sum, given what each adds to it, in order
-        of sequence. Counts, sums and means are reckoned so, in floating point, for all rows at once; rows that
-        contradict the fewest columns come first, after suspects and before older ones.
+        All of them where the rows are few, else those that whole ticks brought, of the newest ticks.
         """
-        seq = self.seq[self.applied]
-        wrong = np.full(len(seq), np.iinfo(np.int64).max)
-        if isinstance(self.view, Aggregation) and len(seq) > self.most:
-            rows = self.rows[self.applied[::-1]]
-            versions, _ = prepare(self.view, spans(rows, self.view.table))
-            order = np.argsort(versions.seq)
-            places = np.searchsorted(-seq, -versions.seq[order])
-            wrong[places] = _contradictions(self.view, versions, order, self.t, self.logged, change)
-        suspects = np.searchsorted(self.seq, np.asarray(self.suspects, dtype=np.int64))
-        wrong[np.isin(self.applied, suspects)] = -1
-        return [int(place) for place in self.applied[np.argsort(wrong, kind="stable")][: self.most]]
+        few = self.applied * self.applied <= 2 * _RANGES
+        ticks = self.rows[TICK].cast(TIME).to_physical().to_numpy()[: self.applied]
+        begins = np.arange(self.applied) if few else np.flatnonzero(np.diff(ticks, prepend=ticks[0] - 1))
+        ends = np.append(begins[1:], self.applied) - 1
+        newest = max(len(begins) - math.isqrt(2 * _RANGES), 0)
+        one, other = np.triu_indices(len(begins) - newest)
+        firsts, lasts = begins[newest + one], ends[newest + other]
+        order = np.lexsort((-firsts, -lasts))
+        several = order[firsts[order] < lasts[order]]
+        return firsts[several], lasts[several]
+
+    def area(self, first: int, last: int) -> Area:
+        """Return the ranges of numbers that leave out the rows at the places ``first`` to ``last`` and no other."""
+        after = int(self.seq[first - 1]) if first else -1
+        before = int(self.seq[last + 1]) if last + 1 < self.applied else FOREVER
+        return Area(after, int(self.seq[first]), int(self.seq[last]), before)
+
+    def likely(self, firsts: Ints, lasts: Ints, sign: int, suspects: Sequence[Area]) -> Ints:
+        """Return which of some ranges of rows to try, those first with which the view likely answered as logged.
+
+        ``firsts`` and ``lasts``: places. ``sign``: -1 for rows that were missing, 1 for rows that were counted twice.
+        Counts, sums and means are reckoned so, in floating point, for all ranges at once; the ranges that contradict
+        the fewest columns come first, after those that ``suspects`` name.
+        """
+        wrong = np.zeros(len(firsts), dtype=np.int64)
+        if isinstance(self.view, Aggregation) and len(firsts) > self.most and not self.suspects_only:
+            versions, _ = prepare(self.view, spans(self.rows[: self.applied], self.view.table))
+            wrong = _contradictions(self, self.view, versions, firsts, lasts, sign)
+        bounds = np.concatenate(([-1], self.seq[: self.applied], [FOREVER]))
+        for each in suspects:
+            begins = (bounds[firsts] < each.first) & (bounds[firsts + 1] > each.after)
+            wrong[begins & (bounds[lasts + 2] > each.last) & (bounds[lasts + 1] < each.before)] = -1
+        found = np.flatnonzero(wrong < 0) if self.suspects_only else np.argsort(wrong, kind="stable")
+        return found[: self.most]
 
 
-def _contradictions(
-    view: Aggregation, versions: Versions, order: Ints, t: int, logged: Mapping[str, Any],
-    change: Callable[[Floats], Floats],
-) -> Ints:  # fmt: skip
-    """Count, for each version in ``order``, the columns that would not be as ``logged`` with what it would change."""
+def _contradictions(scene: Scene, view: Aggregation, versions: Versions, firsts: Ints, lasts: Ints, sign: int) -> Ints:
+    """Count, for each range of rows, the columns that would not be as logged with it gone, or counted twice."""
+    t, places = scene.t, np.searchsorted(scene.seq, versions.seq)
     shows = (versions.start < t) & (t <= versions.end) & (versions.time < t)
     values = {slot.expression: versions.values.to_series(place) for place, slot in enumerate(slots(view))}
-    found = np.zeros(len(order), dtype=np.int64)
+    found = np.zeros(len(firsts), dtype=np.int64)
+
+    def with_it(each: Floats) -> tuple[Floats, Floats]:
+        """Return what each row adds to a sum, by place, and the sum with each range gone or twice."""
+        adds = np.zeros(scene.applied)
+        adds[places] = each
+        upto = np.concatenate(([0.0], np.cumsum(adds)))
+        return adds, upto[-1] + sign * (upto[lasts + 1] - upto[firsts])
+
     for name, each in view.features:
         if each.function not in ("count", "sum", "mean"):
             continue
-        there = np.ones(len(order)) if each.value is None else values[each.value].is_not_null().to_numpy() * 1.0
+        there = np.ones(len(versions)) if each.value is None else values[each.value].is_not_null().to_numpy() * 1.0
         numbers = there if each.value is None else values[each.value].cast(pl.Float64).fill_null(0.0).to_numpy()
         for window in each.over:
-            inside = (shows & (versions.time >= t - window.micros))[order]
-            ones, adds = there[order] * inside, numbers[order] * inside
-            count, total = ones.sum() + change(ones), adds.sum() + change(adds)
-            said = logged[f"{view.name}__{name}_{window.text}"]
+            inside = shows & (versions.time >= t - window.micros)
+            (ones, count), (adds, total) = with_it(there * inside), with_it(numbers * inside)
+            said = scene.logged[f"{view.name}__{name}_{window.text}"]
             if each.function == "count" or said is None:
                 found += count != (said or 0)
                 continue

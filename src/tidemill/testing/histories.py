@@ -8,7 +8,7 @@ late rows, rows known in advance and windows that end exactly on a row are the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -21,6 +21,12 @@ from tidemill.spec.source import Source, Table
 from tidemill.testing.oracle import Row, timeless
 
 TIME = pl.Datetime("us", "UTC")
+
+
+def reading(tables: Mapping[str, pl.DataFrame]) -> Callable[[str, Sequence[str], int, int], pl.DataFrame]:
+    """Return what reads some columns of some rows of ``tables``, as the lake does: see ``engine.online.Read``."""
+    return lambda table, columns, since, limit: tables[table].select(columns)[since : since + limit]
+
 
 SYSTEM_TYPES: dict[str, pl.DataType] = {
     KNOWN_AT: TIME,

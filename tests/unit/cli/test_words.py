@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tidemill.cli.words import decisions, figure, sentence, when
+from tidemill.cli.words import decisions, figure, rebuild, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -9,6 +9,24 @@ def test_a_figure_shows_its_interval_when_there_is_one() -> None:
     assert figure({"value": 0.5, "low": None, "high": None}) == "0.5000"
     assert figure({"value": None, "low": None, "high": None}) == "not known"
     assert figure(None) == "not known"
+
+
+def test_how_a_version_is_served_is_said_with_its_cost_and_why() -> None:
+    report = {"why": "it equals the estimator bit for bit", "rows": 1200, "thresholds": 310, "probed": 300, "bytes": 9,
+              "micros": 2.44, "estimator_micros": 812.5}  # fmt: skip
+    assert serving({"kind": "compiled", **report}) == (
+        "compiled, 2.4 µs a row (by the estimator 812 µs): it equals the estimator bit for bit, tried on 1,200 rows "
+        "and 300 of 310 thresholds"
+    )
+    itself = {"kind": "estimator", "why": "not compiled: no compiler", "micros": 812.5, "estimator_micros": 812.5}
+    assert serving(itself) == "by the estimator itself, 812 µs a row: not compiled: no compiler"
+    assert serving({"kind": "onnx", "why": "near", "rows": 5}) == "by ONNX Runtime: near, tried on 5 rows"
+    assert "not known" in serving(None)
+
+
+def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
+    assert rebuild("arrivals", 0, 9, None) == "reading arrivals: 0 of 9 steps done"
+    assert rebuild("arrivals", 3, 9, 72.4) == "reading arrivals: 3 of 9 steps done, about 1m12s left"
 
 
 def test_times_are_shown_to_the_minute() -> None:

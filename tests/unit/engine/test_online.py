@@ -18,12 +18,12 @@ from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.clock import HOUR
 from tidemill.base.errors import DeclarationError, RequestError, WorkspaceError
 from tidemill.engine import online
-from tidemill.engine.freshness import Freshness, ViewFreshness, freshness
+from tidemill.engine.freshness import Freshness, Rebuilding, ViewFreshness, freshness
 from tidemill.engine.layout import Applied
 from tidemill.engine.lookup import Lookup, features_at
 from tidemill.engine.online import OnlineState
 from tidemill.spec.source import Source
-from tidemill.testing.histories import ORIGIN, STEP, TIME, frame, histories, request_frame
+from tidemill.testing.histories import ORIGIN, STEP, TIME, frame, histories, reading, request_frame
 
 FLIGHT: dict[str, pl.DataType] = {
     "id": pl.String(),
@@ -137,7 +137,7 @@ def test_parity_tick_by_tick(data: st.DataObject, sweep: int) -> None:
             assert applied == Applied(tick, tick + 1, next_seq, number) == state.applied()
             # Made from all rows at once it answers the same.
             then = {name: rows.filter(pl.col("_seq") < next_seq[name]) for name, rows in everything.items()}
-            OnlineState(MODEL.views, other).rebuild(tick, then, next_seq, number)
+            OnlineState(MODEL.views, other).rebuild(tick, reading(then), next_seq, number)
             same(Lookup(MODEL, other), everything)
 
 
@@ -210,12 +210,10 @@ def test_a_back_fill_other_views_and_going_back_need_a_rebuild() -> None:
     assert other.applied() is None
     with pytest.raises(WorkspaceError, match="rebuilt"):
         other.apply(ORIGIN + 2 * HOUR, {}, {"arrivals": 1}, 2)
-    seen: list[tuple[str, int, int]] = []
-    other.rebuild(
-        ORIGIN + 2 * HOUR, {"arrivals": pl.concat([first, late])}, {"arrivals": 2}, 2, lambda *at: seen.append(at)
-    )
+    seen: list[Rebuilding] = []
+    other.rebuild(ORIGIN + 2 * HOUR, reading({"arrivals": pl.concat([first, late])}), {"arrivals": 2}, 2, seen.append)
     assert other.applied() == Applied(ORIGIN + 2 * HOUR, ORIGIN + 2 * HOUR + 1, {"arrivals": 2}, 2)
-    assert seen == [("arrivals", 0, 1), ("", 1, 1)]
+    assert [(each.table, each.done, each.steps) for each in seen] == [("arrivals", 0, 1), ("", 1, 1)]
     with pytest.raises(WorkspaceError, match="another definition"):
         Lookup(MODEL_OF_CARRIER, store).features(REQUESTS)
 
@@ -308,16 +306,18 @@ def test_it_says_how_fresh_it_is() -> None:
     state.apply(ORIGIN + 8, {"planes": frame([plane], PLANE)}, {"arrivals": 4, "planes": 1}, 3)
     assert freshness(store).views["plane"] == ViewFreshness(None, ORIGIN + 8)
     # While it is made anew, readers have the old one and see how far the new one is.
-    seen: list[tuple[str, int, int] | None] = []
+    seen: list[Rebuilding | None] = []
     everything = {"arrivals": frame([*rows, *later], FLIGHT), "planes": frame([plane], PLANE)}
     before = freshness(store)
 
-    def look(*_: object) -> None:
+    def look(_: Rebuilding) -> None:
         seen.append(freshness(store).rebuilding)
         assert freshness(store).applied == before.applied or seen[-1] is None
 
-    state.rebuild(ORIGIN + 9, everything, {"arrivals": 4, "planes": 1}, 4, look)
-    assert seen == [("arrivals", 0, 2), ("planes", 1, 2), None]
+    state.rebuild(ORIGIN + 9, reading(everything), {"arrivals": 4, "planes": 1}, 4, look)
+    assert [each and (each.table, each.done, each.steps) for each in seen] == [
+        ("arrivals", 0, 2), ("planes", 1, 2), None,
+    ]  # fmt: skip
     assert freshness(store).views == before.views
 
 
@@ -330,8 +330,10 @@ def test_a_rebuild_that_did_not_end_is_forgotten() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        state.rebuild(ORIGIN, frames({}), {}, 0, stop)
-    assert freshness(store).rebuilding == ("arrivals", 0, 1)
+        state.rebuild(ORIGIN, reading(frames({})), {}, 0, stop)
+    broken_off = freshness(store).rebuilding
+    assert broken_off is not None
+    assert (broken_off.table, broken_off.done, broken_off.steps, broken_off.left) == ("arrivals", 0, 1, None)
     state.apply(ORIGIN + 1, {}, {}, 1)
     assert freshness(store).rebuilding is None
 

@@ -40,6 +40,7 @@ from tidemill.testing.histories import (
     frame,
     histories,
     moments,
+    reading,
     request_frame,
     requests,
 )
@@ -231,7 +232,7 @@ def follow(data: st.DataObject, store: Online, other: Online) -> None:
         if number == turn:
             # Made from all rows at once it answers the same, and goes on from there.
             then = {name: rows.filter(pl.col("_seq") < next_seq[name]) for name, rows in everything.items()}
-            OnlineState(model.views, other).rebuild(tick, then, next_seq, number)
+            OnlineState(model.views, other).rebuild(tick, reading(then), next_seq, number)
         elif number > turn:
             OnlineState(model.views, other).apply(tick, arrived, next_seq, number)
         if number >= turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import tidemill as tm
 from tidemill.adapters.memory_online import MemoryOnline
@@ -298,3 +301,82 @@ def test_rows_that_came_late_are_told_and_are_no_mismatch() -> None:
     assert {each.kind for each in findings} == {"late row"}
     assert {each.where for each in findings} == {"carrier", "origin", "near"}
     assert not any(each.fails for each in findings)
+
+
+def rows_named(detail: str) -> range:
+    """Return the numbers of the rows that a finding names."""
+    numbers = re.match(r"rows? (\d+)(?: to (\d+))? of arrivals", detail)
+    assert numbers, detail
+    first, last = numbers.groups()
+    return range(int(first), int(last or first) + 1)
+
+
+@settings(deadline=None, max_examples=5)
+@given(first=st.integers(8, 70), count=st.integers(1, 26), everywhere=st.booleans())
+@example(first=24, count=4, everywhere=True)  # what one tick brought
+@example(first=24, count=12, everywhere=False)
+def test_rows_that_were_skipped_before_the_state_went_on(first: int, count: int, *, everywhere: bool) -> None:
+    lost = range(first, first + count)
+
+    def fault(view: str, tick: int, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.filter(~pl.col(SEQ).is_in(lost)) if view == "carrier" or (everywhere and view != "plane") else rows
+
+    findings = found(serve(fault))
+    assert [(each.kind, each.where, each.fails) for each in findings] == [("lost row", "arrivals", True)]
+    named = rows_named(findings[0].detail)
+    assert lost[0] <= named[0] <= named[-1] <= lost[-1]
+    assert findings[0].against == 0
+
+
+@settings(deadline=None, max_examples=5)
+@given(first=st.integers(8, 70), count=st.integers(1, 12))
+def test_rows_that_were_taken_in_twice(first: int, count: int) -> None:
+    def fault(view: str, tick: int, rows: pl.DataFrame) -> pl.DataFrame:
+        again = rows.filter(pl.col(SEQ).is_between(first, first + count - 1))
+        if view != "origin" or again.is_empty():  # a sum; the numbers of copies would decide which is last
+            return rows
+        return pl.concat([rows, again.with_columns(pl.col("id") + " again", pl.col(SEQ) + 10_000)])
+
+    findings = found(serve(fault))
+    assert [(each.kind, each.where) for each in findings] == [("doubled row", "arrivals")]
+    named = rows_named(findings[0].detail)
+    assert first <= named[0] <= named[-1] < first + count
+
+
+@settings(deadline=None, max_examples=3)
+@given(first=st.integers(4, 12), count=st.integers(1, 6))
+def test_a_view_that_stood_still_and_then_went_on_without_what_it_missed(first: int, count: int) -> None:
+    def fault(view: str, tick: int, rows: pl.DataFrame) -> pl.DataFrame | None:
+        return None if view == "carrier" and first <= (tick - START) // STEP < first + count else rows
+
+    findings = found(serve(fault))
+    assert {each.kind for each in findings} == {"lost row", "stale state"}
+    (missed,) = [each for each in findings if each.kind == "lost row"]
+    named = rows_named(missed.detail)
+    assert 4 * first <= named[0] <= named[-1] < 4 * (first + count)
+
+
+def test_of_very_many_mismatches_the_others_are_held_against_the_causes_of_some() -> None:
+    def fault(view: str, tick: int, rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.filter(~pl.col(SEQ).is_between(20, 29)) if view == "carrier" else rows
+
+    logged = serve(fault)
+    given = past(logged)
+    mismatched, _ = differences(logged, derive(MODEL, TYPES, given.tables, logged), PREDICTOR)
+    (whole,) = explain(given, logged, mismatched)
+    (some,) = explain(given, logged, mismatched, looked_into=12)
+    assert whole.predictions == some.predictions > 24
+    assert set(rows_named(some.detail)) <= set(range(20, 30))
+    (none,) = explain(given, logged, mismatched, looked_into=0)
+    assert (none.kind, none.where) == ("unexplained", "carrier")
+    assert "more than 0 answers" in none.detail
+
+
+def test_predictions_that_agree_speak_against_a_cause() -> None:
+    broken = serve(lambda view, tick, rows: rows.filter(pl.col(SEQ) != 46) if view != "plane" else rows)
+    mended = pl.lit(START + 14 * STEP, dtype=TIME)
+    logged = pl.concat([broken.filter(pl.col("asked") < mended), serve().filter(pl.col("asked") >= mended)])
+    (lasting,), (passing,) = found(broken), found(logged)
+    assert lasting.against == 0
+    assert passing.detail == lasting.detail
+    assert passing.against == lasting.predictions - passing.predictions > 0
