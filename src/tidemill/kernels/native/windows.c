@@ -12,9 +12,7 @@
  * Sweeping is linear in rows and queries (but for a logarithm where there are heaps, distinct values or quantiles)
  * however many rows a window holds; looking is faster while that is few. Results: see windows.py.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+#include "buffers.h"
 #include "exact.h"
 #include "sorting.h"
 
@@ -935,64 +933,6 @@ static void job_free(Job *job) {
 }
 
 /* Python. */
-
-typedef struct {
-    Py_buffer *views;
-    size_t count, room;
-} Buffers;
-
-/* Take a one-dimensional, contiguous buffer of `length` items (any number when it is -1) of one of the formats. */
-static void *take(Buffers *buffers, PyObject *object, const char *what, const char *formats, int size, int writable,
-                  Py_ssize_t length, Py_ssize_t *items) {
-    if (buffers->count == buffers->room) {
-        PyErr_SetString(PyExc_RuntimeError, "too many buffers");
-        return NULL;
-    }
-    Py_buffer *view = buffers->views + buffers->count;
-    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(object, view, flags)) return NULL;
-    buffers->count++;
-    const char *format = view->format ? view->format : "B";
-    if (*format == '<' || *format == '=' || *format == '@') format++;
-    if (view->ndim != 1 || view->itemsize != size || !*format || format[1] || !strchr(formats, *format)) {
-        PyErr_Format(PyExc_TypeError, "%s: a one-dimensional array of another type is needed (one of %s, %d bytes)", what,
-                     formats, size);
-        return NULL;
-    }
-    Py_ssize_t count = view->len / size;
-    if (length >= 0 && count != length) {
-        PyErr_Format(PyExc_ValueError, "%s: %zd items, and not %zd", what, count, length);
-        return NULL;
-    }
-    if (items) *items = count;
-    static char empty[16];
-    return view->buf ? view->buf : empty;
-}
-
-static void release(Buffers *buffers) {
-    for (size_t i = 0; i < buffers->count; i++) PyBuffer_Release(buffers->views + i);
-    PyMem_Free(buffers->views);
-}
-
-#define INT64 "lq", 8
-#define UINT32 "IL", 4
-#define FLOAT64 "d", 8
-#define BOOL "?Bb", 1
-
-/* Whether bounds[first … last] ascend within `items`, and the places they bound name rows below `rows`. */
-static int in_bounds(const int64_t *bounds, int64_t first, int64_t last, Py_ssize_t items, const uint32_t *order,
-                     Py_ssize_t rows) {
-    for (int64_t group = first; group <= last; group++) {
-        if (bounds[group] < (group == first ? 0 : bounds[group - 1]) || bounds[group] > items) return 0;
-        if (group > first && bounds[group] - bounds[group - 1] > INT32_MAX) return 0;
-    }
-    if (order) {
-        for (int64_t place = bounds[first]; place < bounds[last]; place++) {
-            if ((Py_ssize_t)order[place] >= rows) return 0;
-        }
-    }
-    return 1;
-}
 
 /* Write where each group starts to bounds, and the rows of each one after the other to order: first those of an index
  * that covers the first `done` rows, then the others as they come. Returns 1 for a row of a group that does not exist. */
