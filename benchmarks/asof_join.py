@@ -102,6 +102,7 @@ def ours(folder: Path, layout: str, scale: int, out: Path) -> dict[str, float]:
         view = tm.Latest(table.name, source, by=keys, columns=columns, within=f"{WITHIN}d")
         rows = (
             pl.read_parquet(file)
+            .rechunk()  # as a scan of the lake comes
             .with_row_index(SEQ)
             .with_columns(
                 pl.col(SEQ).cast(pl.Int64), pl.col("event_timestamp").alias(KNOWN_AT), pl.lit(False).alias(TOMBSTONE)
