@@ -83,19 +83,32 @@ static int keys_grow(Keys *keys) {
     return 0;
 }
 
+/* Hash rows first to last - 1, and have their slots on their way. */
+static inline void look_ahead(const Keys *keys, const Rows *rows, size_t first, size_t last, uint64_t *hashes) {
+    for (size_t row = first; row < last; row++) {
+        hashes[row - first] = hash_row(keys, rows, row);
+        __builtin_prefetch(keys->slots + (hashes[row - first] & keys->mask));
+    }
+}
+
 /* Number the keys of rows as they first come. Returns -1 when memory runs out. */
 static int number(Keys *keys, const Rows *rows, size_t count, int64_t *out) {
-    for (size_t row = 0; row < count; row++) {
-        out[row] = -1;
-        if (rows->null && rows->null[row]) continue;
-        if (keys->count == keys->room && keys_grow(keys)) return -1;
-        uint64_t slot = slot_of(keys, rows, row, hash_row(keys, rows, row));
-        if (keys->slots[slot] == NONE) {
-            int64_t *key = keys->keys + (size_t)keys->count * (size_t)keys->columns;
-            for (int column = 0; column < keys->columns; column++) key[column] = rows->columns[column][row];
-            keys->slots[slot] = keys->count++;
+    uint64_t hashes[AHEAD];
+    for (size_t start = 0; start < count; start += AHEAD) {
+        size_t past = count - start < AHEAD ? count : start + AHEAD;
+        look_ahead(keys, rows, start, past, hashes);
+        for (size_t row = start; row < past; row++) {
+            out[row] = -1;
+            if (rows->null && rows->null[row]) continue;
+            if (keys->count == keys->room && keys_grow(keys)) return -1;
+            uint64_t slot = slot_of(keys, rows, row, hashes[row - start]);
+            if (keys->slots[slot] == NONE) {
+                int64_t *key = keys->keys + (size_t)keys->count * (size_t)keys->columns;
+                for (int column = 0; column < keys->columns; column++) key[column] = rows->columns[column][row];
+                keys->slots[slot] = keys->count++;
+            }
+            out[row] = keys->slots[slot];
         }
-        out[row] = keys->slots[slot];
     }
     return 0;
 }
@@ -104,18 +117,15 @@ static int number(Keys *keys, const Rows *rows, size_t count, int64_t *out) {
 static void find(const Keys *keys, const Rows *rows, size_t first, size_t last, int64_t *out) {
     uint64_t hashes[AHEAD];
     for (size_t start = first; start < last; start += AHEAD) {
-        size_t count = last - start < AHEAD ? last - start : AHEAD;
-        for (size_t each = 0; each < count; each++) {
-            hashes[each] = hash_row(keys, rows, start + each);
-            __builtin_prefetch(keys->slots + (hashes[each] & keys->mask));
-        }
-        for (size_t each = 0; each < count; each++) {
-            uint32_t likely = keys->slots[hashes[each] & keys->mask];
+        size_t past = last - start < AHEAD ? last : start + AHEAD;
+        look_ahead(keys, rows, start, past, hashes);
+        for (size_t row = start; row < past; row++) {
+            uint32_t likely = keys->slots[hashes[row - start] & keys->mask];
             if (likely != NONE) __builtin_prefetch(keys->keys + (size_t)likely * (size_t)keys->columns);
         }
-        for (size_t each = 0; each < count; each++) {
-            size_t row = start + each;
-            uint32_t found = rows->null && rows->null[row] ? NONE : keys->slots[slot_of(keys, rows, row, hashes[each])];
+        for (size_t row = start; row < past; row++) {
+            uint32_t found = NONE;
+            if (!rows->null || !rows->null[row]) found = keys->slots[slot_of(keys, rows, row, hashes[row - start])];
             out[row] = found == NONE ? -1 : (int64_t)found;
         }
     }
@@ -123,25 +133,22 @@ static void find(const Keys *keys, const Rows *rows, size_t first, size_t last, 
 
 /* Mark the hashes that share their low bits with another. Returns -1 when memory runs out. */
 static int repeated(const uint64_t *hashes, size_t count, uint8_t *out) {
-    uint64_t bits = 1024;
-    while (bits < 16 * (uint64_t)count) bits *= 2;
-    uint64_t *once = calloc(bits / 64, sizeof *once), *again = calloc(bits / 64, sizeof *again);
-    if (once && again) {
-        for (size_t each = 0; each < count; each++) {
-            if (each + AHEAD < count) __builtin_prefetch(once + (hashes[each + AHEAD] & (bits - 1)) / 64, 1);
-            uint64_t place = hashes[each] & (bits - 1), bit = UINT64_C(1) << (place & 63);
-            if (once[place / 64] & bit) again[place / 64] |= bit;
-            once[place / 64] |= bit;
-        }
-        for (size_t each = 0; each < count; each++) {
-            if (each + AHEAD < count) __builtin_prefetch(again + (hashes[each + AHEAD] & (bits - 1)) / 64);
-            uint64_t place = hashes[each] & (bits - 1);
-            out[each] = again[place / 64] >> (place & 63) & 1;
-        }
+    uint64_t places = 1024; /* two bits each: one hash has been there, another has */
+    while (places < 8 * (uint64_t)count) places *= 2;
+    uint64_t *seen = calloc(places / 32, sizeof *seen), mask = places - 1;
+    if (!seen) return -1;
+    for (size_t each = 0; each < count; each++) {
+        if (each + AHEAD < count) __builtin_prefetch(seen + (hashes[each + AHEAD] & mask) / 32, 1);
+        uint64_t place = hashes[each] & mask, once = UINT64_C(1) << 2 * (place & 31), *word = seen + place / 32;
+        *word |= once | (*word & once) << 1;
     }
-    free(once);
-    free(again);
-    return once && again ? 0 : -1;
+    for (size_t each = 0; each < count; each++) {
+        if (each + AHEAD < count) __builtin_prefetch(seen + (hashes[each + AHEAD] & mask) / 32);
+        uint64_t place = hashes[each] & mask;
+        out[each] = seen[place / 32] >> (2 * (place & 31) + 1) & 1;
+    }
+    free(seen);
+    return 0;
 }
 
 /* Python. */
