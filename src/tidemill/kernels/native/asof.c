@@ -12,7 +12,7 @@
 
 #include <stdlib.h>
 
-enum { AHEAD = 32 }; /* rows whose group and queries are on their way together */
+enum { AHEAD = 64 }; /* rows whose group and queries are on their way together */
 
 #define NONE UINT32_MAX
 #define FOREVER INT64_MAX
@@ -86,9 +86,9 @@ static int leave_rows(Join *join) {
         }
         for (size_t each = 0; each < count; each++) {
             size_t group = near[each].low;
-            near[each].low = join->bounds[group];
-            near[each].high = join->bounds[group + 1];
-            __builtin_prefetch(join->times + near[each].low);
+            size_t low = near[each].low = join->bounds[group], high = near[each].high = join->bounds[group + 1];
+            __builtin_prefetch(join->times + low);
+            __builtin_prefetch(join->times + (high > low ? high - 1 : low));
         }
         for (size_t each = 0; each < count; each++) { /* keep those that the first query after them may see */
             size_t row = near[each].row, high = near[each].high;

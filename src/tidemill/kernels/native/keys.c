@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-enum { AHEAD = 32 }; /* rows whose slots and keys are on their way together */
+enum { AHEAD = 64 }; /* rows whose slots and keys are on their way together */
 
 #define NONE UINT32_MAX
 
