@@ -24,8 +24,10 @@ from tidemill.engine.expression import evaluate
 from tidemill.engine.program import compiled
 from tidemill.engine.table import FROM, TIME, TO, spans, timeless
 from tidemill.kernels import aggregate as kernel
+from tidemill.kernels import asof
 from tidemill.kernels.aggregate import Feature, Rows, Value, aggregate
 from tidemill.kernels.index import Index, index
+from tidemill.kernels.keys import Keys, match
 from tidemill.spec.expression import Expression
 from tidemill.spec.feature import Aggregate, Aggregation, Function, Latest, OnDemand, View
 from tidemill.spec.model import Model
@@ -246,17 +248,23 @@ def answer(view: TableView, versions: Versions, group: Array, groups: int, asked
     ``group``: of each version, 0 to ``groups`` - 1, -1 for none. ``asked``: the group of each query, -1 for none.
     ``t``: when each is asked. All int64.
     """
-    return _answer(view, versions, Grouped(group, groups, asked, None), t)
+    return _answer(view, versions, Grouped(group, groups, asked), t)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grouped:
-    """Which rows and requests share their keys: their groups as in ``answer``, and the rows' index where it is made."""
+    """Which rows and requests share their keys: their groups as in ``answer``, and the rows' index once it is made."""
 
     group: Array
     groups: int
     asked: Array
-    order: Index | None
+    order: Index | None = None
+
+    def index(self, versions: Versions) -> Index:
+        """Return the index of the rows, made the first time that it is needed."""
+        if self.order is None:
+            self.order = index(self.group, self.groups, versions.time, versions.known, versions.seq)
+        return self.order
 
 
 #: What the views of one call share: those of one table by the same columns have the same groups and order. The caller
@@ -272,30 +280,43 @@ def _compute(
     identity = (view.table.name, by_columns(view), view.request_columns, by_version(view))
     if identity not in shared:
         types = [spanned.schema[column] for column in by_columns(view)]
-        shared[identity] = _grouped(versions, theirs, keys(requests, view.request_columns, types))
+        shared[identity] = _grouped(theirs, keys(requests, view.request_columns, types))
     return _answer(view, versions, shared[identity], asked.astype(np.int64))
 
 
 def _answer(view: TableView, versions: Versions, grouped: Grouped, t: Array) -> pl.DataFrame:
     if isinstance(view, Aggregation):
         return _aggregates(view, versions, grouped, t)
-    last = Feature("last", 0, None if by_version(view) else view.within)
-    (found,) = aggregate(_rows(versions, grouped), [Value(None)], [last], grouped.asked, t, order=grouped.order)
-    return pl.DataFrame(
-        [
-            _gathered(value, found).alias(name)
-            for value, name in zip(versions.values.get_columns(), view.columns, strict=True)
-        ]
-    )
+    width = None if by_version(view) else view.within
+    found = asof.last(_rows(versions, grouped), grouped.asked, t, width)
+    return _gathered(versions.values, found).rename(dict(zip(versions.values.columns, view.columns, strict=True)))
 
 
-def _grouped(versions: Versions, theirs: pl.DataFrame, ours: pl.DataFrame) -> Grouped:
+def _grouped(theirs: pl.DataFrame, ours: pl.DataFrame) -> Grouped:
     """Return groups for the keys that are asked about: rows of other keys are in none of them."""
+    numbers = [_numbers(frame) for frame in (ours, theirs)]
+    if numbers[0] is not None and numbers[1] is not None:
+        asked, group, groups = match(numbers[0], numbers[1])
+        return Grouped(group, groups, asked)
     distinct = ours.unique(maintain_order=True).drop_nulls()
     distinct = distinct.with_columns(pl.int_range(distinct.height, dtype=pl.Int64).alias("group"))
-    group = _matched(theirs, distinct)
-    order = index(group, distinct.height, versions.time, versions.known, versions.seq)
-    return Grouped(group, distinct.height, _matched(ours, distinct), order)
+    return Grouped(_matched(theirs, distinct), distinct.height, _matched(ours, distinct))
+
+
+def _numbers(keys: pl.DataFrame) -> Keys | None:
+    """Return keys as whole numbers that are equal where the keys are, or None where there is another type in them."""
+    columns = []
+    for column in keys.get_columns():
+        if not (column.dtype.is_integer() or column.dtype in (pl.Float64, pl.Boolean)) or column.dtype == pl.Int128:
+            return None
+        filled = (column.cast(pl.Int8) if column.dtype == pl.Boolean else column).fill_null(0).to_numpy()
+        columns.append(filled.view(np.int64) if filled.dtype.itemsize == 8 else filled.astype(np.int64))
+    null = (
+        keys.select(pl.any_horizontal(pl.all().is_null())).to_series().to_numpy()
+        if any(column.null_count() for column in keys)
+        else None
+    )
+    return Keys(tuple(columns), null)
 
 
 def _micros(times: pl.Series) -> Array:
@@ -342,10 +363,11 @@ def _present(value: pl.Series) -> Array | None:
     return value.is_not_null().to_numpy() if value.null_count() else None
 
 
-def _gathered(value: pl.Series, rows: Array) -> pl.Series:
-    """Return the value of each row, null for row -1."""
-    indices = pl.Series(rows, dtype=pl.Int64)
-    return value.gather(indices.set(pl.Series(rows < 0), None) if (rows < 0).any() else indices)
+def _gathered(values: pl.DataFrame, rows: Array) -> pl.DataFrame:
+    """Return the values of each row, null for row -1."""
+    places = pl.Series(rows, dtype=pl.Int64)
+    places = places.set(places < 0, None)
+    return values.select(pl.all().gather(places))
 
 
 def _aggregates(view: Aggregation, versions: Versions, grouped: Grouped, t: Array) -> pl.DataFrame:
@@ -364,12 +386,12 @@ def _aggregates(view: Aggregation, versions: Versions, grouped: Grouped, t: Arra
                 values.append(_codes(columns[slot]) if coded else _value(columns[slot], numeric=slot.numeric))
             place = places[slot, coded]
         features.append(Feature(kernel_function(each.function), place, window.micros, each.q or 0.0))
-    answers = aggregate(_rows(versions, grouped), values, features, grouped.asked, t, order=grouped.order)
+    answers = aggregate(_rows(versions, grouped), values, features, grouped.asked, t, order=grouped.index(versions))
     made = []
     for (name, each, window), answer in zip(wanted, answers, strict=True):
         slot = slot_of(each)
         if each.function in ("first", "last") and slot is not None:
-            column = _gathered(columns[slot], answer)
+            column = _gathered(columns[slot].to_frame(), answer).to_series()
         elif each.function in _WHOLE:
             column = pl.Series(answer, dtype=pl.Int64)
             if each.function == "n_unique" and not answer.all():

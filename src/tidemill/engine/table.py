@@ -9,6 +9,7 @@ import polars as pl
 
 from tidemill.base.clock import FOREVER
 from tidemill.base.schema import KNOWN_AT, SEQ, TOMBSTONE
+from tidemill.kernels.keys import repeated
 from tidemill.spec.source import Files, Source, Table
 
 #: A version is the visible one of its key for exactly the t with FROM < t <= TO: int64 microseconds.
@@ -70,13 +71,13 @@ def _ends(rows: pl.DataFrame, table: Source | Table, *, always: bool) -> pl.Seri
     """Return until when each version is valid. Most keys have one version: only the others are sorted and compared."""
     forever = pl.Series(TO, [FOREVER], dtype=pl.Int64).new_from_index(0, rows.height)
     hashes = rows.select(table.key).hash_rows()
-    ordered = hashes.sort()
-    twice = ordered.filter(ordered == ordered.shift(1)).unique()
-    del ordered  # of large tables, these are what memory peaks at
-    if not len(twice):
+    places = pl.Series("_place", repeated(hashes.to_numpy()))
+    hashes = hashes.gather(places)
+    places = places.filter(hashes.is_duplicated())
+    if not len(places):
         return forever
-    places = hashes.is_in(twice.implode()).arg_true()
-    versions = rows[places].with_columns(lone(table), places.alias("_place")).sort(version_order(table))
+    needed = rows.select(*table.key, KNOWN_AT, SEQ)[places]
+    versions = needed.with_columns(lone(table), places).sort(version_order(table))
     identity = (*table.key, LONE)
     if always:
         newest = pl.col(SEQ).shift(-1).over(*identity).is_null()

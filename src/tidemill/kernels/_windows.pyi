@@ -12,9 +12,6 @@ def order(
     times: tuple[Int64, ...],
     order: UInt32,
     bounds: Int64,
-    old_order: UInt32 = ...,
-    old_bounds: Int64 = ...,
-    old_rows: int = ...,
     /,
 ) -> int: ...
 def answer(

@@ -21,29 +21,11 @@ _native = load("windows")
 class Index:
     """Rows by group, in order of time within each: those of group g are ``order[bounds[g]:bounds[g + 1]]``.
 
-    ``order`` is uint32 (int64 beyond 2**32 rows), ``bounds`` int64; ``rows`` is the number of rows that it was made of,
-    those of no group too.
-    Whoever makes one keeps it, with the groups and times it was made of, for as long as it may be asked again.
+    ``order`` is uint32 (int64 beyond 2**32 rows), ``bounds`` int64.
     """
 
     order: Array
     bounds: Array
-    rows: int
-
-    @property
-    def groups(self) -> int:
-        """The number of groups."""
-        return len(self.bounds) - 1
-
-    def extended(self, group: Array, groups: int, *times: Array) -> Index:
-        """Return the index of more rows: ``group`` and ``times`` are those of all, the first ``rows`` as they were.
-
-        New groups come after the old ones. What ``index`` would return, but only groups with new rows are sorted.
-        """
-        if _native is None or len(group) >= _MOST:
-            return index(group, groups, *times)
-        bounds = np.pad(self.bounds, (0, groups - self.groups), mode="edge")
-        return _made(group, groups, times, self.order, bounds, self.rows)
 
 
 def index(group: Array, groups: int, *times: Array) -> Index:
@@ -55,13 +37,8 @@ def index(group: Array, groups: int, *times: Array) -> Index:
         order = np.lexsort((*reversed(times), group))
         bounds = np.searchsorted(group[order], np.arange(groups + 1))
         kind = np.uint32 if len(group) < _MOST else np.int64
-        return Index(order[bounds[0] :].astype(kind), (bounds - bounds[0]).astype(np.int64), len(group))
-    return _made(group, groups, times)
-
-
-def _made(group: Array, groups: int, times: tuple[Array, ...], *old: Any) -> Index:
-    assert _native is not None
+        return Index(order[bounds[0] :].astype(kind), (bounds - bounds[0]).astype(np.int64))
     order, bounds = np.empty(len(group), dtype=np.uint32), np.empty(groups + 1, dtype=np.int64)
     arrays = tuple(np.ascontiguousarray(each, dtype=np.int64) for each in times)
-    placed = _native.order(np.ascontiguousarray(group, dtype=np.int64), groups, arrays, order, bounds, *old)
-    return Index(order[:placed], bounds, len(group))
+    placed = _native.order(np.ascontiguousarray(group, dtype=np.int64), groups, arrays, order, bounds)
+    return Index(order[:placed], bounds)

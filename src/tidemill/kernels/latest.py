@@ -12,6 +12,7 @@ from tidemill.kernels.windows import bisect, bounds, ranges
 
 Array = npt.NDArray[Any]
 
+_BEGINNING = -(2**63)
 _CHUNK = 1 << 21  # rows looked at together; bounds the memory of a scan
 
 
@@ -68,7 +69,10 @@ class Line:
             first = after
 
     def _since(self, width: int | None) -> Array:
-        return self._low if width is None else bisect(self._time, self._low, self._high, self._t - width)
+        if width is None:
+            return self._low
+        since = np.where(self._t < _BEGINNING + width, _BEGINNING, self._t - width)  # does not run beyond int64
+        return bisect(self._time, self._low, self._high, since)
 
     def _walk(self, place: Array, stop: Array, step: int) -> Array:
         """Return the first visible row from ``place`` to ``stop`` (inclusive) in the direction of ``step``, or -1.

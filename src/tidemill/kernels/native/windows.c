@@ -12,9 +12,7 @@
  * Sweeping is linear in rows and queries (but for a logarithm where there are heaps, distinct values or quantiles)
  * however many rows a window holds; looking is faster while that is few. Results: see windows.py.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
+#include "buffers.h"
 #include "exact.h"
 #include "sorting.h"
 
@@ -936,71 +934,11 @@ static void job_free(Job *job) {
 
 /* Python. */
 
-typedef struct {
-    Py_buffer *views;
-    size_t count, room;
-} Buffers;
-
-/* Take a one-dimensional, contiguous buffer of `length` items (any number when it is -1) of one of the formats. */
-static void *take(Buffers *buffers, PyObject *object, const char *what, const char *formats, int size, int writable,
-                  Py_ssize_t length, Py_ssize_t *items) {
-    if (buffers->count == buffers->room) {
-        PyErr_SetString(PyExc_RuntimeError, "too many buffers");
-        return NULL;
-    }
-    Py_buffer *view = buffers->views + buffers->count;
-    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(object, view, flags)) return NULL;
-    buffers->count++;
-    const char *format = view->format ? view->format : "B";
-    if (*format == '<' || *format == '=' || *format == '@') format++;
-    if (view->ndim != 1 || view->itemsize != size || !*format || format[1] || !strchr(formats, *format)) {
-        PyErr_Format(PyExc_TypeError, "%s: a one-dimensional array of another type is needed (one of %s, %d bytes)", what,
-                     formats, size);
-        return NULL;
-    }
-    Py_ssize_t count = view->len / size;
-    if (length >= 0 && count != length) {
-        PyErr_Format(PyExc_ValueError, "%s: %zd items, and not %zd", what, count, length);
-        return NULL;
-    }
-    if (items) *items = count;
-    static char empty[16];
-    return view->buf ? view->buf : empty;
-}
-
-static void release(Buffers *buffers) {
-    for (size_t i = 0; i < buffers->count; i++) PyBuffer_Release(buffers->views + i);
-    PyMem_Free(buffers->views);
-}
-
-#define INT64 "lq", 8
-#define UINT32 "IL", 4
-#define FLOAT64 "d", 8
-#define BOOL "?Bb", 1
-
-/* Whether bounds[first … last] ascend within `items`, and the places they bound name rows below `rows`. */
-static int in_bounds(const int64_t *bounds, int64_t first, int64_t last, Py_ssize_t items, const uint32_t *order,
-                     Py_ssize_t rows) {
-    for (int64_t group = first; group <= last; group++) {
-        if (bounds[group] < (group == first ? 0 : bounds[group - 1]) || bounds[group] > items) return 0;
-        if (group > first && bounds[group] - bounds[group - 1] > INT32_MAX) return 0;
-    }
-    if (order) {
-        for (int64_t place = bounds[first]; place < bounds[last]; place++) {
-            if ((Py_ssize_t)order[place] >= rows) return 0;
-        }
-    }
-    return 1;
-}
-
-/* Write where each group starts to bounds, and the rows of each one after the other to order: first those of an index
- * that covers the first `done` rows, then the others as they come. Returns 1 for a row of a group that does not exist. */
-static int place_rows(const int64_t *group, int64_t groups, int64_t rows, int64_t done, const uint32_t *old_order,
-                      const int64_t *old_bounds, uint32_t *order, int64_t *bounds) {
-    for (int64_t each = 0; each < groups; each++) bounds[each] = old_bounds ? old_bounds[each + 1] - old_bounds[each] : 0;
-    bounds[groups] = 0;
-    for (int64_t row = done; row < rows; row++) {
+/* Write where each group starts to bounds, and the rows of each one after the other to order, as they come. Returns 1
+ * for a row of a group that does not exist. */
+static int place_rows(const int64_t *group, int64_t groups, int64_t rows, uint32_t *order, int64_t *bounds) {
+    memset(bounds, 0, ((size_t)groups + 1) * sizeof *bounds);
+    for (int64_t row = 0; row < rows; row++) {
         if (group[row] >= groups || group[row] < -1) return 1;
         if (group[row] >= 0) bounds[group[row]]++;
     }
@@ -1010,12 +948,7 @@ static int place_rows(const int64_t *group, int64_t groups, int64_t rows, int64_
         bounds[each] = sum;
         sum += size;
     }
-    for (int64_t each = 0; old_bounds && each < groups; each++) {
-        int64_t size = old_bounds[each + 1] - old_bounds[each];
-        if (size) memcpy(order + bounds[each], old_order + old_bounds[each], (size_t)size * sizeof *order);
-        bounds[each] += size;
-    }
-    for (int64_t row = done; row < rows; row++) {
+    for (int64_t row = 0; row < rows; row++) {
         /* A group that another thread changes meanwhile must not lead astray. */
         int64_t each = group[row];
         if (each >= 0 && each < groups && bounds[each] < rows) order[bounds[each]++] = (uint32_t)row;
@@ -1038,22 +971,18 @@ static int in_order(const int64_t *const *times, int keys, int64_t rows) {
 
 static PyObject *windows_order(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    if ((count != 5 && count != 8) || !PyTuple_Check(args[2]) || PyTuple_GET_SIZE(args[2]) < 1 ||
+    if (count != 5 || !PyTuple_Check(args[2]) || PyTuple_GET_SIZE(args[2]) < 1 ||
         PyTuple_GET_SIZE(args[2]) > 3) {
-        PyErr_SetString(
-            PyExc_TypeError,
-            "order(group, groups, times, order, bounds[, old_order, old_bounds, old_rows]), with one to three times"
-        );
+        PyErr_SetString(PyExc_TypeError, "order(group, groups, times, order, bounds), with one to three times");
         return NULL;
     }
-    int64_t groups = PyLong_AsLongLong(args[1]), done = count == 8 ? PyLong_AsLongLong(args[7]) : 0;
+    int64_t groups = PyLong_AsLongLong(args[1]);
     if (PyErr_Occurred()) return NULL;
-    Buffers buffers = {PyMem_Calloc(8, sizeof(Py_buffer)), 0, 8};
+    Buffers buffers = {PyMem_Calloc(6, sizeof(Py_buffer)), 0, 6};
     if (!buffers.views) return PyErr_NoMemory();
     PyObject *result = NULL;
-    Py_ssize_t rows = 0, keys = PyTuple_GET_SIZE(args[2]), old_placed = 0;
-    const int64_t *times[3], *old_bounds = NULL;
-    const uint32_t *old_order = NULL;
+    Py_ssize_t rows = 0, keys = PyTuple_GET_SIZE(args[2]);
+    const int64_t *times[3];
     const int64_t *group = take(&buffers, args[0], "group", INT64, 0, -1, &rows);
     if (!group) goto done;
     for (Py_ssize_t key = 0; key < keys; key++) {
@@ -1061,32 +990,22 @@ static PyObject *windows_order(PyObject *module, PyObject *const *args, Py_ssize
     }
     uint32_t *order = take(&buffers, args[3], "order", UINT32, 1, rows, NULL);
     if (!order) goto done;
-    if (groups < 0 || groups >= PY_SSIZE_T_MAX / 16 || rows >= (Py_ssize_t)UINT32_MAX || done < 0 || done > rows) {
+    if (groups < 0 || groups >= PY_SSIZE_T_MAX / 16 || rows >= (Py_ssize_t)UINT32_MAX) {
         PyErr_SetString(PyExc_ValueError, "a number of groups or rows that cannot be");
         goto done;
     }
     int64_t *bounds = take(&buffers, args[4], "bounds", INT64, 1, (Py_ssize_t)groups + 1, NULL);
     if (!bounds) goto done;
-    if (count == 8) {
-        if (!(old_order = take(&buffers, args[5], "old_order", UINT32, 0, -1, &old_placed))) goto done;
-        if (!(old_bounds = take(&buffers, args[6], "old_bounds", INT64, 0, (Py_ssize_t)groups + 1, NULL))) goto done;
-        if (old_bounds[0] != 0 || old_bounds[groups] > done ||
-            !in_bounds(old_bounds, 0, groups, old_placed, old_order, (Py_ssize_t)done)) {
-            PyErr_SetString(PyExc_ValueError, "bounds or an order that point outside");
-            goto done;
-        }
-    }
     int stray, memory = 0;
     sort_pair *spare = NULL;
     size_t room = 0;
     Py_BEGIN_ALLOW_THREADS;
-    stray = place_rows(group, groups, rows, done, old_order, old_bounds, order, bounds);
+    stray = place_rows(group, groups, rows, order, bounds);
     if (!stray) {
         /* Where all rows come in order of the later times, the first one is enough. */
-        int some = !old_order && in_order(times, (int)keys, rows) ? 1 : (int)keys;
+        int some = in_order(times, (int)keys, rows) ? 1 : (int)keys;
         for (int64_t each = 0; each < groups && !memory; each++) {
             int64_t size = bounds[each + 1] - bounds[each];
-            if (old_bounds && old_bounds[each + 1] - old_bounds[each] == size) continue; /* nothing new */
             if (size > 1) memory = sort_rows(order + bounds[each], (size_t)size, times, some, &spare, &room);
         }
     }
@@ -1299,10 +1218,10 @@ done:
 
 PyDoc_STRVAR(
     order_doc,
-    "order(group, groups, times, order, bounds, old_order=None, old_bounds=None, old_rows=0, /)\n--\n\n"
+    "order(group, groups, times, order, bounds, /)\n--\n\n"
     "Sort rows by group (int64, -1 for none) and then by one to three times (int64); ties stay in order. Writes the rows\n"
     "to `order` (uint32, as many as rows) and where each group starts to `bounds` (int64, groups + 1); returns the\n"
-    "number of rows that lie in a group. old_order, old_bounds: the index of the first old_rows rows, to go on from."
+    "number of rows that lie in a group."
 );
 
 PyDoc_STRVAR(
