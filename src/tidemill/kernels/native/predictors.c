@@ -163,17 +163,18 @@ linear(const Program *p, const double *x, const int32_t *c, Py_ssize_t rows, Py_
     EACH for (Py_ssize_t j = 0; j < k; j++) out[r * k + j] += p->base[j];
 }
 
-/* Walk LANES pairs of (node, row) to their leaves at once, so that the waits for memory overlap. */
+/* Walk LANES pairs of (node, row) to their leaves at once, so that the waits for memory overlap. Lane j is of the row
+   that lies j * step behind the first in x and c. */
 static inline __attribute__((always_inline)) void
-walk(const Program *p, uint32_t at[LANES], const Py_ssize_t row[LANES], const double *x, const int32_t *c,
-     Py_ssize_t stride, int has_codes) {
+walk(const Program *p, uint32_t at[LANES], const double *x, const int32_t *c, Py_ssize_t stride, Py_ssize_t step,
+     int has_codes) {
     const Node *nodes = p->nodes;
     uint32_t moved;
     do {
         moved = 0;
         for (int j = 0; j < LANES; j++) {
             const Node *n = nodes + at[j];
-            const Py_ssize_t cell = (Py_ssize_t)n->feature * stride + row[j];
+            const Py_ssize_t cell = (Py_ssize_t)n->feature * stride + j * step;
             const double v = x[cell];
             uint32_t right = !(v <= n->threshold);
             if (has_codes) {
@@ -201,28 +202,25 @@ static inline void add(const Program *p, Py_ssize_t tree, uint32_t leaf, double 
 
 static inline __attribute__((always_inline)) void
 trees_of_row(const Program *p, const double *x, const int32_t *c, double *to, int has_codes) {
-    static const Py_ssize_t same[LANES] = {0};
     for (Py_ssize_t t = 0; t < p->tree_count; t += LANES) {
         uint32_t at[LANES];
         for (int j = 0; j < LANES; j++)
             at[j] = (uint32_t)p->roots[t + j < p->tree_count ? t + j : p->tree_count - 1];
-        walk(p, at, same, x, c, 1, has_codes);
+        walk(p, at, x, c, 1, 0, has_codes);
         for (int j = 0; j < LANES && t + j < p->tree_count; j++)
             add(p, t + j, at[j], to);
     }
 }
 
+/* The rows of a block end with whole lanes: what lies behind the last is of an earlier block, or zero, and no answer. */
 static inline __attribute__((always_inline)) void
 trees_of_block(const Program *p, const double *x, const int32_t *c, Py_ssize_t rows, double *out, int has_codes) {
     for (Py_ssize_t t = 0; t < p->tree_count; t++)
         for (Py_ssize_t first = 0; first < rows; first += LANES) {
             uint32_t at[LANES];
-            Py_ssize_t row[LANES];
-            for (int j = 0; j < LANES; j++) {
+            for (int j = 0; j < LANES; j++)
                 at[j] = (uint32_t)p->roots[t];
-                row[j] = first + j < rows ? first + j : rows - 1;
-            }
-            walk(p, at, row, x, c, BLOCK, has_codes);
+            walk(p, at, x + first, c + first, BLOCK, 1, has_codes);
             for (int j = 0; j < LANES && first + j < rows; j++)
                 add(p, t, at[j], out + (first + j) * p->width);
         }
