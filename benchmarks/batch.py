@@ -71,7 +71,7 @@ print("{}")
 RIVAL = (
     MODELS
     + """
-import sys, json, time, resource, joblib, pandas as pd
+import sys, json, time, joblib, pandas as pd
 folder, name, out = sys.argv[1:]
 model, categories = joblib.load(f"{folder}/{name}.joblib")
 begun = time.perf_counter()
@@ -82,7 +82,8 @@ if name == "trees":
 made = pd.DataFrame({"id": rows["id"], "prediction": model.predict_proba(columns)[:, 1]})
 made.to_parquet(out)
 took = time.perf_counter() - begun
-print(json.dumps({"seconds": took, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+peak = int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) / 1024
+print(json.dumps({"seconds": took, "peak": peak}))
 """
 )
 

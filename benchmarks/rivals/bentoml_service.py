@@ -8,7 +8,7 @@ from typing import Any
 import bentoml
 
 
-@bentoml.service
+@bentoml.service(workers=1, logging={"access": {"enabled": False}})
 class Late:
     """Answers one row with the probability of the second class."""
 

@@ -1,4 +1,7 @@
-"""Fits the pipeline as its users do, on pandas frames, and saves it: joblib, and ONNX where it converts."""
+"""Fits the pipeline as its users do, on pandas frames, and saves it, by joblib and as ONNX.
+
+``python fit.py FOLDER KIND ROWS``; prints its answer to the row in ``FOLDER/row.json``, for servers to be held to.
+"""
 
 from __future__ import annotations
 
@@ -32,4 +35,5 @@ converted = to_onnx(
     fitted, initial_types=types, options={id(fitted): {"zipmap": False}}, target_opset={"": 18, "ai.onnx.ml": 3}
 )
 (folder / f"{kind}.onnx").write_bytes(converted.SerializeToString())
-print(json.dumps({"rows": len(made)}))
+asked = pd.DataFrame([json.loads((folder / "row.json").read_text())])
+print(json.dumps({"answer": float(fitted.predict_proba(asked)[0, 1])}))

@@ -7,5 +7,6 @@ import sys
 import joblib
 import mlflow.sklearn
 
-mlflow.sklearn.save_model(joblib.load(sys.argv[1]), sys.argv[2], pyfunc_predict_fn="predict_proba")
+model = joblib.load(sys.argv[1])
+mlflow.sklearn.save_model(model, sys.argv[2], serialization_format="cloudpickle", pyfunc_predict_fn="predict_proba")
 print("{}")

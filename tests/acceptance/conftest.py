@@ -1,4 +1,4 @@
-"""A zygote for tests that kill processes, and the small system that those processes turn."""
+"""A zygote for tests that kill processes, and a stage for those that ask a server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
+import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
+
+import tidemill.project as projects
+from tidemill.engine.encode import Encoding
+from tidemill.engine.online import OnlineState
+from tidemill.engine.predict import Logged
+from tidemill.engine.records import PREDICTIONS
+from tidemill.loop.supervisor import ServerProcess
+from tidemill.ports.journal import Draft
 
 
 class Process:
@@ -112,3 +123,97 @@ def nursery() -> Iterator[Zygote]:
 def zygote(nursery: Zygote) -> Iterator[Zygote]:
     yield nursery
     nursery.kill_all()
+
+
+# A served system whose journal is written by hand ---------------------------------------------------------------------
+
+STAGE = """
+import tidemill as tm
+from sklearn.dummy import DummyClassifier
+
+flights = tm.Source("flights", tm.push(), key="id", event_time="at")
+landed = tm.Source("landed", tm.files("landed/*.csv"), key="id", event_time="at")
+late = tm.Model(
+    "late", examples=flights, asked_at="at", label=tm.Label(landed, "late", within="1d"),
+    features=["distance", "origin"], estimator=DummyClassifier(),
+)
+system = tm.System("stage", late, endpoint=tm.Endpoint(ENDPOINT))
+"""
+
+
+class Stage:
+    """A project with one model, ``late``, whose version n answers n / 100 to every row. It holds the lease."""
+
+    schema: ClassVar = {"id": "String", "distance": "Float64", "origin": "String"}
+    row: ClassVar = {"id": "a", "distance": 1.0, "origin": "EWR"}
+
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        (folder / "system.py").write_text(STAGE.replace("ENDPOINT", endpoint))
+        self.project = projects.open(folder)
+        self.lease = self.project.workspace.journal.acquire()
+
+    def version(self, number: int) -> Draft:
+        """Store version ``number``; return its entry, to be written."""
+        workspace = self.project.workspace
+        labels = [1] * number + [0] * (100 - number)
+        estimator = DummyClassifier(strategy="prior").fit(np.zeros((100, 2)), labels)
+        encoding = Encoding(("distance", "origin"), {"origin": ("EWR", "JFK")}, (), (False, True))
+        step = {"estimator": workspace.models.save(estimator), "encoding": encoding.as_json(), "request": self.schema,
+                "example": self.row}  # fmt: skip
+        workspace.journal.record_step(f"training-{number}", step, self.lease)
+        made = {"model": "late", "version": number, "training": f"training-{number}", "recipe": "r", "as_of": 0}
+        return Draft(0, "version", made)
+
+    def champion(self, number: int) -> Draft:
+        """Return the entry that makes ``number`` the champion."""
+        body = {"model": "late", "alias": "champion", "version": number, "previous": None, "reasons": []}
+        return Draft(0, "alias", body)
+
+    def write(self, *drafts: Draft) -> int:
+        """Write entries; return the number of the last."""
+        return self.project.workspace.journal.append(drafts, self.lease)[-1].number
+
+    def promote(self, number: int) -> int:
+        """Make version ``number`` and have it answer; return the number of the entry that says so."""
+        return self.write(self.version(number), self.champion(number))
+
+    def apply(self, entry: int) -> None:
+        """Say that the online state is as of journal entry ``entry``, at one second past the epoch."""
+        OnlineState(self.project.system.views, self.project.workspace.online).apply(1_000_000, {}, {}, entry)
+
+    @contextlib.contextmanager
+    def serving(self, workers: int = 1) -> Iterator[ServerProcess]:
+        """Serve as ``tidemill up`` does, in a process of its own or several."""
+        server = ServerProcess(
+            self.project.path, 0, self.project.workspace.root / "log" / "server.txt", workers=workers
+        )
+        try:
+            yield server
+        finally:
+            server.stop()
+
+    def logged(self) -> list[Logged]:
+        """Return the predictions in the log."""
+        records = self.project.workspace.log(PREDICTIONS).read({}, limit=10_000_000)
+        return [msgspec.json.decode(each.payload, type=Logged) for each in records]
+
+
+@pytest.fixture
+def make_stage(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
+    """Return a function from the arguments of ``tm.Endpoint`` to a stage that has no version yet."""
+    with contextlib.ExitStack() as stack:
+
+        def make(endpoint: str = "") -> Stage:
+            made = Stage(tmp_path, endpoint)
+            stack.callback(made.lease.release)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def stage(make_stage: Callable[..., Stage]) -> Stage:
+    """Return a stage whose version 1 is the champion, and which keeps an access log of everything."""
+    made = make_stage('access_log="all"')
+    made.apply(made.promote(1))
+    return made

@@ -42,6 +42,33 @@ class Constant:
         return np.tile(self.probabilities, (frame.height, 1))
 
 
+class Fixed:
+    """A regressor or classifier that answers the same to every row, or raises the same."""
+
+    def __init__(self, *values: float, error: Exception | None = None) -> None:
+        self.values, self.error = values, error
+
+    def predict(self, frame: pl.DataFrame) -> np.ndarray[Any, Any]:
+        return self.predict_proba(frame)[:, 0]
+
+    def predict_proba(self, frame: pl.DataFrame) -> np.ndarray[Any, Any]:
+        if self.error is not None:
+            raise self.error
+        return np.tile(self.values, (frame.height, 1))
+
+
+def estimator(answers: Any) -> Any:
+    """Return an estimator that answers 1 - p and p for a number p, a tuple as it is, and raises an exception."""
+    match answers:
+        case float(p):
+            return Fixed(1.0 - p, p)
+        case tuple(values):
+            return Fixed(*values)
+        case Exception() as error:
+            return Fixed(error=error)
+    return answers
+
+
 class Sum:
     """A regressor: the sum of its columns."""
 
@@ -120,10 +147,13 @@ class Stage:
     def write(self, kind: str, **body: Any) -> Entry:
         return self.journal.append([Draft(0, kind, body)], self.lease)[0]
 
-    def made(self, model: str, version: int, estimator: Any, classes: Sequence[Any] = (False, True)) -> None:
-        """Journal that ``version`` of ``model`` was made; its training is ``<model>-<version>``."""
+    def made(self, model: str, version: int, answers: Any, classes: Sequence[Any] = (False, True)) -> None:
+        """Journal that ``version`` of ``model`` was made; its training is ``<model>-<version>``.
+
+        ``answers``: an estimator, or what it says (see ``estimator``).
+        """
         training = f"{model}-{version}"
-        self.fits[training] = (estimator, tuple(classes))
+        self.fits[training] = (estimator(answers), tuple(classes))
         self.write("version", model=model, version=version, training=training, recipe="r", as_of=0)
 
     def point(self, model: str, version: int) -> Entry:

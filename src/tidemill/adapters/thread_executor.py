@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import threadpoolctl
@@ -116,11 +118,17 @@ class _Caller:
 
     def __call__(self, payload: dict[str, Any]) -> dict[str, Any]:
         # OpenMP counts its threads for each thread that calls it, so each limits its own.
-        with threadpoolctl.threadpool_limits(self._threads):
+        with _libraries(len(sys.modules)).limit(limits=self._threads):
             return call(self._task, self._function, payload)
 
     def stop(self) -> None:
         """Do nothing: a thread cannot be stopped."""
+
+
+@lru_cache(maxsize=1)
+def _libraries(modules: int) -> threadpoolctl.ThreadpoolController:
+    """Return the numerical libraries that are loaded. Finding them takes milliseconds, so only as ``modules`` grow."""
+    return threadpoolctl.ThreadpoolController()
 
 
 def task_named(task: str, tasks: Mapping[str, Named]) -> Named:

@@ -172,6 +172,16 @@ def _estimator(where: str, model: Model, categories: Categories) -> Iterator[Fau
                     f"the feature '{column}' has {count} different values; {type(estimator).__name__} takes {limit}.",
                     "Encode it first, in a pipeline: make_pipeline(TargetEncoder(), …), or group rare values.",
                 )
+    if type(estimator).__name__.startswith("LGBM"):
+        for column, count in _string_columns(model, categories):
+            if count:
+                yield Fault(
+                    where,
+                    f"the feature '{column}' is text; LightGBM, given it as a category, ends the whole process.",
+                    "Encode it first, in a pipeline: make_pipeline(make_column_transformer((OrdinalEncoder("
+                    "handle_unknown='use_encoded_value', unknown_value=-1), "
+                    f"['{column}']), remainder='passthrough'), {type(estimator).__name__}()).",
+                )
 
 
 def _stated_task(estimator: Any) -> str | None:

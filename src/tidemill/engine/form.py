@@ -33,6 +33,7 @@ RELATIVE = 1e-12
 
 _ALONE = 200  # rows asked one by one
 _REFUSED = 6  # rows of a refused batch that the estimator is asked one by one
+_AT_ONCE = 16_384  # rows of a batch, so that their columns stay in the cache and the memory small
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,9 @@ class _Compiled:
         return [np.ascontiguousarray(column.to_numpy()) for column in features.select(self._read)]
 
     def batch(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
-        return self.opened.batch(self.columns(features), features.height)
+        if features.height <= _AT_ONCE:
+            return self.opened.batch(self.columns(features), features.height)
+        return np.concatenate([self.batch(part) for part in features.iter_slices(_AT_ONCE)])
 
 
 class _Converted:

@@ -542,6 +542,16 @@ def test_too_many_categories_need_an_encoder_where_the_estimator_refuses_them() 
     assert check(system(model(estimator=encoded)), SCHEMAS, categories=counts) == ()
 
 
+def test_a_text_needs_an_encoder_before_lightgbm() -> None:
+    estimator = pytest.importorskip("lightgbm").LGBMClassifier()
+    counts = {"schedules": {"carrier": 3}}
+    (found,) = check(system(model(estimator=estimator)), SCHEMAS, categories=counts)
+    assert "the feature 'carrier' is text" in found.what
+    assert "OrdinalEncoder" in found.do
+    assert check(system(model(estimator=estimator)), SCHEMAS, categories={"schedules": {"carrier": 0}}) == ()
+    assert check(system(model(estimator=make_pipeline(OrdinalEncoder(), estimator))), SCHEMAS, categories=counts) == ()
+
+
 def test_static_files_without_known_at_warn_and_are_no_fault() -> None:
     (warning,) = warnings(system())
     assert warning.where == "source 'planes'"

@@ -13,19 +13,6 @@ from tidemill.engine.ledger import feedback_rows, prediction_rows
 ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
 
 
-class Fixed:
-    """A regressor or classifier that always answers the same."""
-
-    def __init__(self, *values: float) -> None:
-        self.values = values
-
-    def predict(self, frame: Any) -> Any:
-        return [self.values[0]] * frame.height
-
-    def predict_proba(self, frame: Any) -> Any:
-        return [self.values] * frame.height
-
-
 def body(value: Any) -> bytes:
     return json.dumps(value).encode()
 
@@ -63,7 +50,7 @@ def test_ids_repeat_with_the_nonce_and_differ_by_row(stage: Any) -> None:
 def test_classes_with_names_are_answered_by_name(
     stage: Any, classes: tuple[Any, ...], values: tuple[float, ...], prediction: Any, probabilities: Any
 ) -> None:
-    stage.made("risk", 2, Fixed(*values), classes)
+    stage.made("risk", 2, values, classes)
     stage.point("risk", 2)
     stage.serving.refresh()
     (answer,) = stage.serving.predict("risk", body(ROW)).answers
@@ -72,7 +59,7 @@ def test_classes_with_names_are_answered_by_name(
 
 def test_nothing_is_logged_when_the_endpoint_says_so(make_stage: Callable[..., Any]) -> None:
     stage = make_stage(tm.Endpoint(log="none"))
-    stage.made("cost", 1, Fixed(3.0), ())
+    stage.made("cost", 1, (3.0,), ())
     stage.point("cost", 1)
     stage.apply(0)
     stage.serving.refresh()
@@ -89,7 +76,7 @@ def test_rows_that_the_model_refuses_are_the_callers_fault(stage: Any) -> None:
 
 
 def overflow(stage: Any) -> bool:
-    stage.made("cost", 2, Fixed(float("inf")), ())
+    stage.made("cost", 2, (float("inf"),), ())
     stage.point("cost", 2)
     return bool(stage.serving.refresh())
 
@@ -104,7 +91,7 @@ def test_nothing_is_answered_before_a_champion_and_the_online_state(make_stage: 
     stage.apply(0)
     assert stage.serving.waiting_for() == "No model has a champion yet."
     stage.online.clear()
-    stage.made("risk", 1, Fixed(0.5, 0.5))
+    stage.made("risk", 1, 0.5)
     stage.point("risk", 1)
     stage.serving.refresh()
     with pytest.raises(NotReadyError, match="online state"):
@@ -114,7 +101,7 @@ def test_nothing_is_answered_before_a_champion_and_the_online_state(make_stage: 
 
 
 def test_a_rollback_is_a_swap_like_any_other(stage: Any) -> None:
-    stage.made("risk", 2, Fixed(0.5, 0.5))
+    stage.made("risk", 2, 0.5)
     assert stage.serving.refresh() == stage.journal.last()
     assert stage.serving.predict("risk", body(ROW)).answers[0].version == 1
     for version in (2, 1):
@@ -127,7 +114,7 @@ def test_a_rollback_is_a_swap_like_any_other(stage: Any) -> None:
 def test_only_the_newest_champion_is_loaded_and_only_once(stage: Any) -> None:
     stage.loads.clear()
     for version in (2, 3, 4):
-        stage.made("risk", version, Fixed(0.5, 0.5))
+        stage.made("risk", version, 0.5)
         stage.point("risk", version)
     stage.serving.refresh()
     stage.write("watch", model="risk", version=4, drift={}, performance={})
@@ -138,7 +125,7 @@ def test_only_the_newest_champion_is_loaded_and_only_once(stage: Any) -> None:
 def test_a_champion_in_flight_answers_by_its_own_version(stage: Any) -> None:
     live = stage.serving.live("risk")
     requests = live.rows.read(body(ROW))
-    stage.made("risk", 2, Fixed(0.5, 0.5))
+    stage.made("risk", 2, 0.5)
     stage.point("risk", 2)
     stage.serving.refresh()
     (answer,) = stage.serving.answer(live, requests).answers
@@ -148,7 +135,7 @@ def test_a_champion_in_flight_answers_by_its_own_version(stage: Any) -> None:
 def test_a_champion_that_cannot_be_loaded_leaves_the_old_one_and_is_tried_again(
     stage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage.made("risk", 2, Fixed(0.5, 0.5))
+    stage.made("risk", 2, 0.5)
     lost = stage.fits.pop("risk-2")
     before = stage.serving.applied
     stage.point("risk", 2)

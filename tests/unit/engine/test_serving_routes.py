@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 import tidemill as tm
@@ -14,19 +13,6 @@ from tidemill.engine.ledger import prediction_rows
 from tidemill.engine.route import Arm, choose, route
 
 ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
-
-
-class Fixed:
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def predict_proba(self, frame: Any) -> Any:
-        return np.tile([1.0 - self.probability, self.probability], (frame.height, 1))
-
-
-class Broken:
-    def predict_proba(self, frame: Any) -> Any:
-        raise KeyError("broken")
 
 
 def body(*ids: str) -> bytes:
@@ -43,8 +29,8 @@ def share_out(stage: Any, *arms: Arm, shadows: tuple[int, ...] = (), paired: boo
 @pytest.fixture
 def three(stage: Any) -> Any:
     """Versions 1 (0.25), 2 (0.5) and 3 (0.75); the champion is 1."""
-    stage.made("risk", 2, Fixed(0.5))
-    stage.made("risk", 3, Fixed(0.75))
+    stage.made("risk", 2, 0.5)
+    stage.made("risk", 3, 0.75)
     stage.serving.refresh()
     return stage
 
@@ -88,7 +74,7 @@ def test_shadows_are_logged_and_never_answer(three: Any) -> None:
 
 
 def test_an_arm_that_fails_costs_no_answer(three: Any) -> None:
-    three.made("risk", 4, Broken())
+    three.made("risk", 4, KeyError("broken"))
     share_out(three, Arm("canary", 4, 1.0), shadows=(4,))
     kept = three.serving.predict("risk", body("a"))
     assert [(one.route, one.version) for one in kept.answers] == [("champion", 1)]
@@ -102,7 +88,7 @@ def test_an_arm_that_fails_costs_no_answer(three: Any) -> None:
 
 
 def test_an_arm_that_cannot_be_loaded_leaves_its_keys_to_the_champion(three: Any) -> None:
-    three.made("risk", 4, Fixed(0.9))
+    three.made("risk", 4, 0.9)
     del three.fits["risk-4"]
     share_out(three, Arm("canary", 4, 1.0))
     assert "version 4 cannot be loaded" in three.serving.troubles["risk"]
@@ -119,7 +105,7 @@ def test_a_route_ends(three: Any) -> None:
 def test_a_version_that_the_caller_names(three: Any) -> None:
     share_out(three, Arm("canary", 2, 1.0), shadows=(3,))
     serving = three.serving
-    three.made("risk", 4, Fixed(0.9))
+    three.made("risk", 4, 0.9)
     serving.refresh()
     assert not serving.loaded("risk", 4)
     serving.load("risk", 4)
@@ -133,7 +119,7 @@ def test_a_version_that_the_caller_names(three: Any) -> None:
 
 def test_models_are_loaded_at_their_first_request_when_so_declared(make_stage: Callable[..., Any]) -> None:
     stage = make_stage(tm.Endpoint(load="use"))
-    stage.made("risk", 1, Fixed(0.5))
+    stage.made("risk", 1, 0.5)
     stage.point("risk", 1)
     stage.apply(0)
     stage.serving.refresh()
@@ -143,7 +129,7 @@ def test_models_are_loaded_at_their_first_request_when_so_declared(make_stage: C
     stage.serving.load("risk")
     assert stage.loads == ["risk-1"]
     assert stage.serving.predict("risk", body("a")).answers[0].version == 1
-    stage.made("risk", 2, Fixed(0.6))
+    stage.made("risk", 2, 0.6)
     stage.point("risk", 2)
     stage.serving.refresh()  # in use: the next one is loaded before it is swapped in
     assert stage.loads == ["risk-1", "risk-2"]
@@ -152,7 +138,7 @@ def test_models_are_loaded_at_their_first_request_when_so_declared(make_stage: C
 def test_a_share_is_logged_by_the_ids(make_stage: Callable[..., Any]) -> None:
     stage = make_stage(tm.Endpoint(log=0.25))
     for version in (1, 2):
-        stage.made("risk", version, Fixed(0.5))
+        stage.made("risk", version, 0.5)
     stage.point("risk", 1)
     stage.apply(0)
     share_out(stage, shadows=(2,))

@@ -26,21 +26,6 @@ STAGES = ("read", "parse", "lookup", "predict", "log", "encode")
 ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
 
 
-class Fixed:
-    """A classifier that gives every row the same probability of the second class."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def predict_proba(self, frame: Any) -> Any:
-        return np.tile([1.0 - self.probability, self.probability], (frame.height, 1))
-
-
-class Broken:
-    def predict_proba(self, frame: Any) -> Any:
-        raise KeyError("a secret inside")
-
-
 @dataclass
 class Reply:
     status: int
@@ -190,7 +175,7 @@ def test_what_cannot_be_done_in_time_is_given_up(make_stage: Callable[..., Any])
 
 
 def promoted(stage: Any) -> Any:
-    stage.made("risk", 1, Fixed(0.5))
+    stage.made("risk", 1, 0.5)
     stage.point("risk", 1)
     stage.apply(0)
     stage.serving.refresh()
@@ -338,7 +323,7 @@ def test_metrics_count_what_happened(app: App) -> None:
 def test_an_unexpected_error_shows_an_id_and_nothing_else(
     app: App, stage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage.made("risk", 2, Broken())
+    stage.made("risk", 2, KeyError("a secret inside"))
     stage.point("risk", 2)
     stage.serving.refresh()
     reply = post(app, "/v1/models/risk/predict", ROW)
@@ -354,7 +339,7 @@ def test_champions_swap_under_load_without_a_failed_request(stage: Any) -> None:
     """1,000 requests while the champion changes 100 times: each answer is of the version it names."""
     swaps, requests = 100, 1_000
     for version in range(2, swaps + 2):
-        stage.made("risk", version, Fixed(version / 1000))
+        stage.made("risk", version, version / 1000)
     app = App(stage.serving, Limits(poll=0.0))
     expected = {1: 0.25, **{version: version / 1000 for version in range(2, swaps + 2)}}
 
@@ -400,7 +385,7 @@ def test_the_journal_is_followed_from_startup_to_shutdown(stage: Any) -> None:
     async def scenario() -> None:
         app = App(stage.serving, Limits(poll=0.001))
         async with running(app):
-            stage.made("risk", 2, Fixed(0.5))
+            stage.made("risk", 2, 0.5)
             entry = stage.point("risk", 2)
             while stage.serving.applied < entry.number:
                 await asyncio.sleep(0.001)

@@ -119,13 +119,17 @@ static Py_ssize_t prepare(const Program *p, double *x, int32_t *c, Py_ssize_t ro
             EACH c[code * stride + r] = (int32_t)bin(p->tables + op.offset, op.length, from[r]);
             code++;
             continue;
-        case CHECK:
+        case CHECK: { /* over all rows first and without a branch, for whole vectors of them */
+            const int64_t nan = op.length & REFUSE_NAN ? -1 : 0, inf = op.length & REFUSE_INF ? -1 : 0;
+            int64_t wrong = 0;
             EACH {
                 const double v = from[r];
-                if (((op.length & REFUSE_NAN) && v != v) || ((op.length & REFUSE_INF) && fabs(v) == HUGE_VAL))
-                    return i;
+                wrong |= (v != v ? nan : 0) | (fabs(v) == HUGE_VAL ? inf : 0);
             }
+            if (wrong)
+                return i;
             continue;
+        }
         case CHECK_CODE:
             EACH if (p->tables[op.length + c[(p->slots + op.src) * stride + r]] != 0.0) return i;
             continue;
@@ -141,40 +145,36 @@ static Py_ssize_t prepare(const Program *p, double *x, int32_t *c, Py_ssize_t ro
     return -1;
 }
 
-static void linear(const Program *p, const double *x, const int32_t *c, Py_ssize_t rows, Py_ssize_t stride, double *out) {
-    const Py_ssize_t k = p->width;
-    for (Py_ssize_t r = 0; r < rows; r++) {
-        double *restrict to = out + r * k;
-        for (Py_ssize_t j = 0; j < k; j++)
-            to[j] = 0.0;
-        for (Py_ssize_t t = 0; t < p->term_count; t++) {
-            const double v = x[p->terms[t] * stride + r];
-            const double *restrict w = p->weights + t * k;
-            for (Py_ssize_t j = 0; j < k; j++)
-                to[j] += v * w[j];
-        }
-        for (Py_ssize_t g = 0; g < p->group_count; g++) {
-            const Py_ssize_t code = c[(p->slots + p->groups[2 * g]) * stride + r];
-            const double *restrict w = p->tables + p->groups[2 * g + 1] + code * k;
-            for (Py_ssize_t j = 0; j < k; j++)
-                to[j] += w[j];
-        }
-        for (Py_ssize_t j = 0; j < k; j++)
-            to[j] += p->base[j];
+/* Each score adds its terms up in their order, whether rows come one by one or, as here, term by term in vectors. */
+static inline __attribute__((always_inline)) void
+linear(const Program *p, const double *x, const int32_t *c, Py_ssize_t rows, Py_ssize_t stride, Py_ssize_t k,
+       double *restrict out) {
+    for (Py_ssize_t i = 0; i < rows * k; i++)
+        out[i] = 0.0;
+    for (Py_ssize_t t = 0; t < p->term_count; t++) {
+        const double *restrict from = x + p->terms[t] * stride, *restrict w = p->weights + t * k;
+        EACH for (Py_ssize_t j = 0; j < k; j++) out[r * k + j] += from[r] * w[j];
     }
+    for (Py_ssize_t g = 0; g < p->group_count; g++) {
+        const int32_t *restrict code = c + (p->slots + p->groups[2 * g]) * stride;
+        const double *restrict table = p->tables + p->groups[2 * g + 1];
+        EACH for (Py_ssize_t j = 0; j < k; j++) out[r * k + j] += table[code[r] * k + j];
+    }
+    EACH for (Py_ssize_t j = 0; j < k; j++) out[r * k + j] += p->base[j];
 }
 
-/* Walk LANES pairs of (node, row) to their leaves at once, so that the waits for memory overlap. */
+/* Walk LANES pairs of (node, row) to their leaves at once, so that the waits for memory overlap. Lane j is of the row
+   that lies j * step behind the first in x and c. */
 static inline __attribute__((always_inline)) void
-walk(const Program *p, uint32_t at[LANES], const Py_ssize_t row[LANES], const double *x, const int32_t *c,
-     Py_ssize_t stride, int has_codes) {
+walk(const Program *p, uint32_t at[LANES], const double *x, const int32_t *c, Py_ssize_t stride, Py_ssize_t step,
+     int has_codes) {
     const Node *nodes = p->nodes;
     uint32_t moved;
     do {
         moved = 0;
         for (int j = 0; j < LANES; j++) {
             const Node *n = nodes + at[j];
-            const Py_ssize_t cell = (Py_ssize_t)n->feature * stride + row[j];
+            const Py_ssize_t cell = (Py_ssize_t)n->feature * stride + j * step;
             const double v = x[cell];
             uint32_t right = !(v <= n->threshold);
             if (has_codes) {
@@ -202,28 +202,25 @@ static inline void add(const Program *p, Py_ssize_t tree, uint32_t leaf, double 
 
 static inline __attribute__((always_inline)) void
 trees_of_row(const Program *p, const double *x, const int32_t *c, double *to, int has_codes) {
-    static const Py_ssize_t same[LANES] = {0};
     for (Py_ssize_t t = 0; t < p->tree_count; t += LANES) {
         uint32_t at[LANES];
         for (int j = 0; j < LANES; j++)
             at[j] = (uint32_t)p->roots[t + j < p->tree_count ? t + j : p->tree_count - 1];
-        walk(p, at, same, x, c, 1, has_codes);
+        walk(p, at, x, c, 1, 0, has_codes);
         for (int j = 0; j < LANES && t + j < p->tree_count; j++)
             add(p, t + j, at[j], to);
     }
 }
 
+/* The rows of a block end with whole lanes: what lies behind the last is of an earlier block, or zero, and no answer. */
 static inline __attribute__((always_inline)) void
 trees_of_block(const Program *p, const double *x, const int32_t *c, Py_ssize_t rows, double *out, int has_codes) {
     for (Py_ssize_t t = 0; t < p->tree_count; t++)
         for (Py_ssize_t first = 0; first < rows; first += LANES) {
             uint32_t at[LANES];
-            Py_ssize_t row[LANES];
-            for (int j = 0; j < LANES; j++) {
+            for (int j = 0; j < LANES; j++)
                 at[j] = (uint32_t)p->roots[t];
-                row[j] = first + j < rows ? first + j : rows - 1;
-            }
-            walk(p, at, row, x, c, BLOCK, has_codes);
+            walk(p, at, x + first, c + first, BLOCK, 1, has_codes);
             for (int j = 0; j < LANES && first + j < rows; j++)
                 add(p, t, at[j], out + (first + j) * p->width);
         }
@@ -295,7 +292,7 @@ static Py_ssize_t run_row(const Program *p, double *x, int32_t *c, double *y) {
     if (failed >= 0)
         return failed;
     if (p->nodes == NULL)
-        linear(p, x, c, 1, 1, y);
+        linear(p, x, c, 1, 1, p->width, y);
     else {
         memcpy(y, p->base, (size_t)p->width * sizeof(double));
         if (p->has_codes)
@@ -311,8 +308,10 @@ static Py_ssize_t run_block(const Program *p, double *x, int32_t *c, Py_ssize_t 
     const Py_ssize_t failed = prepare(p, x, c, rows, BLOCK);
     if (failed >= 0)
         return failed;
-    if (p->nodes == NULL)
-        linear(p, x, c, rows, BLOCK, out);
+    if (p->nodes == NULL && p->width == 1)
+        linear(p, x, c, rows, BLOCK, 1, out);
+    else if (p->nodes == NULL)
+        linear(p, x, c, rows, BLOCK, p->width, out);
     else {
         for (Py_ssize_t r = 0; r < rows; r++)
             memcpy(out + r * p->width, p->base, (size_t)p->width * sizeof(double));
