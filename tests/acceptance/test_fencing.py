@@ -95,9 +95,9 @@ def outcome(folder: Path) -> tuple[dict[str, pl.DataFrame], list[tuple[int, str,
     assert dict(applied.next_seq) == dict(state.rows)
     blobs = {}
     with workspace.online.snapshot() as snapshot:
-        for space in ("key:visits", "view:last"):
+        for space in ("key:visits", "shelf:place"):
             blobs[space] = list(snapshot.items(space))
-    assert blobs["view:last"]
+    assert blobs["shelf:place"]
     workspace.online.close()
     workspace.journal.close()  # type: ignore[attr-defined]
     tables["online"] = pl.DataFrame([(space, *pair) for space, pairs in blobs.items() for pair in pairs], orient="row")

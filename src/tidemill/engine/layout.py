@@ -1,11 +1,11 @@
 """How online state is written down: its mark, the names of groups, and the packed versions of a view.
 
-Three kinds of space hold a view's state. ``view:<name>`` has one head for each group: its newest versions, packed. A
-group of many versions has its older ones in blocks of ``block:<name>``, under the group's name and a number, and beside
-them, under ``DIRECTORY``, the list of the blocks: from which version on each reaches, when its rows happened, and from
-when on and how long all of them are visible. So a row that comes to a hot group rewrites a block and not the group, and
-a question skips what lies outside its window. A summary of each block (sums, extremes) lets the compiled kernel pass
-over blocks that lie wholly inside.
+Three kinds of space hold a view's state. ``view:<name>`` has one head for each group: its newest versions, packed; how
+it shares a record with the heads of other views is said in ``engine/shelf.py``. A group of many versions has its older
+ones in blocks of ``block:<name>``, under the group's name and a number, and beside them, under ``DIRECTORY``, the list
+of the blocks: from which version on each reaches, when its rows happened, and from when on and how long all of them are
+visible. So a row that comes to a hot group rewrites a block and not the group, and a question skips what lies outside
+its window. A summary of each block (sums, extremes) lets the compiled kernel pass over blocks that lie wholly inside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tidemill.spec.feature import Latest
 
 Array = npt.NDArray[Any]
 
-#: The space of what was built: view name -> (definition, types of its keys and values).
+#: The space of what was built: view name -> (definition, types of its keys and values, number on its shelf).
 VIEWS = "views"
 
 #: The space of how fresh views are: view name -> (newest event time, newest known-at) of the rows applied, or None.
@@ -47,7 +47,7 @@ DIRECTORY = b"\xff\xff\xff\xff"
 #: Rows of a block when it is made; it is cut again when it has grown to twice as many.
 BLOCK = 256
 
-_LAYOUT = 2  # of what is described here; another one is rebuilt
+_LAYOUT = 3  # of what is described here; another one is rebuilt
 
 _HEADER = struct.Struct("<II")  # rows, and 1 where a directory lists more of them in blocks
 _TIMES = ("time", "known", "seq", "end")

@@ -17,10 +17,11 @@ import polars as pl
 from tidemill.base.errors import RequestError, WorkspaceError
 from tidemill.base.schema import SEQ, picker
 from tidemill.engine.feature import TableView, assemble, features, require
-from tidemill.engine.layout import DIRECTORY, NO_DIRECTORY, VIEWS, Applied, Shape, blocks, definition, heads
+from tidemill.engine.layout import DIRECTORY, NO_DIRECTORY, VIEWS, Applied, Shape, blocks, definition
 from tidemill.engine.naming import Requests, name_of
 from tidemill.engine.packed import Group, Packed
 from tidemill.engine.program import Program, compiled
+from tidemill.engine.shelf import shelf, take
 from tidemill.ports.online import Online, Snapshot
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
@@ -39,7 +40,7 @@ class Lookup:
         self._applied = Applied(0, 1, {}, 0)
         self._readers: dict[str, _Reader] = {}
         self._schema: Mapping[str, pl.DataType] | None = None
-        self._names: list[Callable[[Mapping[str, Any]], bytes | None]] = []
+        self._shelves: list[_Shelf] = []
         self._steps: list[_Step] = []
 
     def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Applied]:
@@ -50,8 +51,8 @@ class Lookup:
         """
         with self._store.snapshot() as snapshot:
             applied = self._move(snapshot)
-            asked = Requests(requests)
-            found = {view.name: self._readers[view.name].frame(snapshot, asked, applied.t) for view in self._views}
+            shelves = _Shelves(snapshot, requests)
+            found = {view.name: self._readers[view.name].frame(shelves, applied.t) for view in self._views}
         return assemble(self._model, requests, lambda view: found[view.name]), applied
 
     def row(
@@ -70,15 +71,16 @@ class Lookup:
             applied = self._move(snapshot)
             if schema is not self._schema:
                 self._prepare(schema)
-            names = [name(request) for name in self._names]
+            heads = [shelf.row(snapshot, request) for shelf in self._shelves]
             values: list[Any] = []
-            for pick, program, reader, place in self._steps:
+            for pick, program, reader, shelf, place in self._steps:
                 if pick is not None:
                     values += pick(request)
                 elif program is not None:
                     values += program.row(request)
                 elif reader is not None:
-                    values += reader.row(snapshot, names[place], applied.t)
+                    name, found = heads[shelf]
+                    values += reader.row(snapshot, name, found[place], applied.t)
         except KeyError as error:
             if error.args and error.args[0] in request and error.args[0] in schema:
                 raise
@@ -105,10 +107,9 @@ class Lookup:
         return self._applied
 
     def _prepare(self, schema: Mapping[str, pl.DataType]) -> None:
-        """Make the steps of a row, in the order of the model's features. Views of one key share the group's name."""
+        """Make the steps of a row, in the order of the model's features. Views of one group are read together."""
         steps: list[_Step] = []
-        places: dict[tuple[Any, ...], int] = {}
-        names: list[Callable[[Mapping[str, Any]], bytes | None]] = []
+        shelves: dict[tuple[Any, ...], list[_Reader]] = {}
         columns: list[str] = []
         for feature in self._model.features:
             if isinstance(feature, str):
@@ -124,26 +125,63 @@ class Lookup:
                 steps.append(_Step(program=compiled(named, schema)))
             else:
                 reader = self._readers[feature.name]
-                key = feature.request_columns, *reader.shape.keys
-                if key not in places:
-                    places[key] = len(names)
-                    names.append(name_of(feature.request_columns, reader.shape.keys, schema))
-                steps.append(_Step(reader=reader, place=places[key]))
+                shared = shelves.setdefault((reader.shelf, feature.request_columns, *reader.shape.keys), [])
+                steps.append(_Step(reader=reader, shelf=list(shelves.values()).index(shared), place=len(shared)))
+                shared.append(reader)
         if columns:
             steps.append(_Step(pick=picker(columns)))
-        self._steps, self._names, self._schema = steps, names, schema
+        self._shelves = [
+            _Shelf(space, name_of(columns, types, schema), tuple(reader.number for reader in readers))
+            for (space, columns, *types), readers in shelves.items()
+        ]
+        self._steps, self._schema = steps, schema
 
 
 class _Step(NamedTuple):
     """How values come into a row: columns of the request as they are, a program over it, or a view's reader.
 
-    ``place``: which of the lookup's names is that of the view's group.
+    ``shelf``: which of the lookup's shelves has the view's head, and ``place`` among those taken from it.
     """
 
     pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] | None = None
     program: Program | None = None
     reader: _Reader | None = None
+    shelf: int = 0
     place: int = 0
+
+
+class _Shelf(NamedTuple):
+    """A space of shelves, what names the group of a request in it, and the numbers of the views to be read."""
+
+    space: str
+    name: Callable[[Mapping[str, Any]], bytes | None]
+    numbers: tuple[int, ...]
+
+    def row(self, snapshot: Snapshot, request: Mapping[str, Any]) -> tuple[bytes | None, tuple[bytes | None, ...]]:
+        """Return the name of the group that ``request`` asks about, and its heads."""
+        name = self.name(request)
+        return name, take(None if name is None else snapshot.get(self.space, name), self.numbers)
+
+
+class _Shelves:
+    """The records that many requests ask about, each read once."""
+
+    def __init__(self, snapshot: Snapshot, requests: pl.DataFrame) -> None:
+        self.snapshot, self.requests = snapshot, requests
+        self._asked = Requests(requests)
+        self._read: dict[tuple[Any, ...], tuple[list[bytes | None], list[bytes | None]]] = {}
+
+    def heads(self, reader: _Reader) -> tuple[list[bytes | None], list[bytes | None], list[bytes | None]]:
+        """Return the group that each request asks ``reader`` about, each of these once, and the heads of those."""
+        columns, types = reader.view.request_columns, reader.shape.keys
+        names = self._asked.groups(columns, types)
+        key = reader.shelf, columns, *types
+        if key not in self._read:
+            distinct = list(dict.fromkeys(names))
+            self._read[key] = distinct, self.snapshot.get_many(reader.shelf, [name or b"" for name in distinct])
+        distinct, records = self._read[key]
+        own = (reader.number,)
+        return names, distinct, [take(record, own)[0] for record in records]
 
 
 @dataclass(slots=True)
@@ -154,22 +192,22 @@ class _Reader:
     described: bytes | None
     shape: Shape
     packed: Packed
-    heads: str
+    shelf: str
+    number: int
     blocks: str
     kept: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
 
     @staticmethod
     def of(view: TableView, described: bytes | None) -> _Reader:
         """Return a reader. Raises WorkspaceError when the state was built for another definition of ``view``."""
-        built, types = msgspec.msgpack.decode(described) if described is not None else (None, b"")
+        built, types, number = msgspec.msgpack.decode(described) if described is not None else (None, b"", 0)
         if built != definition(view):
             raise WorkspaceError(f"the online state was built for another definition of view {view.name!r}")
         shape = Shape.decode(view, types)
-        return _Reader(view, described, shape, Packed(view, shape), heads(view), blocks(view))
+        return _Reader(view, described, shape, Packed(view, shape), shelf(view), number, blocks(view))
 
-    def row(self, snapshot: Snapshot, name: bytes | None, t: int) -> tuple[Any, ...]:
-        """Return the view's values for the group ``name``; None is no group."""
-        head = None if name is None else snapshot.get(self.heads, name)
+    def row(self, snapshot: Snapshot, name: bytes | None, head: bytes | None, t: int) -> tuple[Any, ...]:
+        """Return the view's values for the group ``name`` with this ``head``; None is no group."""
         if head is None or name is None or head[4:5] == NO_DIRECTORY:
             return self.packed.row(t, head)
         found = self.kept.get(name)
@@ -180,14 +218,12 @@ class _Reader:
             self.kept[name] = found
         return found
 
-    def frame(self, snapshot: Snapshot, requests: Requests, t: int) -> pl.DataFrame:
-        """Return the view's columns for ``requests``. Raises RequestError when a column is missing."""
-        require(requests.frame, self.view.request_columns)
-        names = requests.groups(self.view.request_columns, self.shape.keys)
-        distinct = list(dict.fromkeys(names))
-        found = snapshot.get_many(self.heads, [name or b"" for name in distinct])
+    def frame(self, shelves: _Shelves, t: int) -> pl.DataFrame:
+        """Return the view's columns for the requests. Raises RequestError when a column is missing."""
+        require(shelves.requests, self.view.request_columns)
+        names, distinct, found = shelves.heads(self)
         read: list[Group] = [
-            head if head is None or head[4:5] == NO_DIRECTORY else self._whole(snapshot, name or b"", head, t)
+            head if head is None or head[4:5] == NO_DIRECTORY else self._whole(shelves.snapshot, name or b"", head, t)
             for name, head in zip(distinct, found, strict=True)
         ]
         answered = self.packed.frame(t, read)

@@ -33,6 +33,7 @@ from tidemill.engine.freshness import Rebuilding
 from tidemill.engine.layout import FRESH, REBUILDING, VIEWS, Applied, Shape, blocks, definition, groups, heads, short
 from tidemill.engine.partition import things, view_columns
 from tidemill.engine.parts import VERSION, Parts, joined, select, take
+from tidemill.engine.shelf import Shelved
 from tidemill.engine.table import ALWAYS, FROM, TIME, TO, timeless
 from tidemill.ports.online import Change, Online, Snapshot
 from tidemill.spec.feature import OnDemand, View
@@ -59,11 +60,12 @@ class OnlineState:
     """
 
     def __init__(self, views: Sequence[View], store: Online, *, epoch: int = 0) -> None:
-        self._store = store
         self._epoch = epoch
         self._views: dict[str, tuple[TableView, ...]] = {}
         self._tables: dict[str, Source | Table] = {}
-        for view in dict.fromkeys(view for view in views if not isinstance(view, OnDemand)):
+        stored = sorted({view for view in views if not isinstance(view, OnDemand)}, key=lambda view: view.name)
+        self._store = Shelved(store, stored)
+        for view in stored:
             self._tables[view.table.name] = view.table
             self._views[view.table.name] = (*self._views.get(view.table.name, ()), view)
         self._arrived = dict.fromkeys(self._tables, 0)  # rows since the last sweep
@@ -240,7 +242,7 @@ class OnlineState:
                 there = snapshot.get(VIEWS, view.name.encode())
                 if there is None or (name in rows and not msgspec.msgpack.decode(there)[1]):
                     types = Shape.describe(view, rows[name]) if name in rows else b""
-                    described = msgspec.msgpack.encode((definition(view), types))
+                    described = msgspec.msgpack.encode((definition(view), types, self._store.fields[heads(view)][1]))
                     yield Change(VIEWS, view.name.encode(), described)
 
     def _merge(self, snapshot: Snapshot, name: str, rows: pl.DataFrame, t: int) -> Iterator[Change]:

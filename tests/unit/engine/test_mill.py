@@ -539,7 +539,7 @@ def test_a_rebuild_that_was_asked_for_is_carried_out(stage: Stage, monkeypatch: 
         with stage.online.snapshot() as snapshot:
             mark = snapshot.mark() or b""
             lost = [Change(space, key, None) for space in snapshot.spaces for key, _ in snapshot.items(space)]
-        kept = [change for change in lost if change.space.startswith("view:")]
+        kept = [change for change in lost if change.space.startswith("shelf:")]
         assert kept
         stage.online.apply(kept, mark, epoch=stage.lease.epoch)
 

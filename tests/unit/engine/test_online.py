@@ -157,13 +157,13 @@ def test_a_correction_moves_a_row_to_another_group_and_what_is_past_is_dropped()
     state.apply(ORIGIN + 2, {"arrivals": frame(rows[1:], FLIGHT)}, {"arrivals": 2}, 2)
     assert lookup.features(request)[0]["carrier__n_30m"].to_list() == [0, 1]
     with store.snapshot() as snapshot:
-        assert len(list(snapshot.items("view:carrier"))) == 1
+        assert len(list(snapshot.items("shelf:carrier"))) == 1
         assert len(list(snapshot.items("key:arrivals"))) == 1
     gone = arrival("x", 0, ORIGIN + 3, 2, carrier=None, landed=None, _tombstone=True)
     state.apply(ORIGIN + 3, {"arrivals": frame([gone], FLIGHT)}, {"arrivals": 3}, 3)
     assert lookup.features(request)[0]["carrier__n_30m"].to_list() == [0, 0]
     with store.snapshot() as snapshot:
-        assert not list(snapshot.items("view:carrier"))
+        assert not list(snapshot.items("shelf:carrier"))
         assert not list(snapshot.items("key:arrivals"))
 
 
@@ -186,7 +186,7 @@ def test_a_sweep_drops_what_nothing_touches(monkeypatch: pytest.MonkeyPatch) -> 
     new = [arrival(f"y{place}", 540, later, 1 + place, carrier="b") for place in range(2)]
     state.apply(later, {"arrivals": frame(new, FLIGHT)}, {"arrivals": 3}, 2)
     with store.snapshot() as snapshot:
-        assert len(list(snapshot.items("view:carrier"))) == 1
+        assert len(list(snapshot.items("shelf:carrier"))) == 1
         assert len(list(snapshot.items("key:arrivals"))) == 2
 
 
@@ -351,7 +351,7 @@ def test_sweeps_go_round_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
         new = [arrival("y", 540 + 60 * batch, tick, 40 + 4 * batch + place) for place in range(4)]
         state.apply(tick, {"arrivals": frame(new, FLIGHT)}, {"arrivals": 44 + 4 * batch}, 1 + batch)
         with store.snapshot() as snapshot:
-            left.append((len(list(snapshot.items("view:carrier"))), len(list(snapshot.items("key:arrivals")))))
+            left.append((len(list(snapshot.items("shelf:carrier"))), len(list(snapshot.items("key:arrivals")))))
     assert left[0] == (33, 33)  # of 41, eight of the forty were swept
     assert left[-1] == (1, 1)
     assert all(before[0] - after[0] <= 8 for before, after in itertools.pairwise(left))

@@ -523,6 +523,8 @@ typedef struct {
     int64_t loaded; /* rows in memory */
     Py_buffer *buffers;
     int held;
+    segment alone; /* of a group without blocks, so that it takes no memory of its own */
+    Py_buffer head;
 } group;
 
 static int malformed(const char *what) {
@@ -576,8 +578,8 @@ static void choose(const plan *p, const segment *s, int blocks, int64_t t, char 
 
 static void close_group(group *g) {
     for (int i = 0; i < g->held; i++) PyBuffer_Release(&g->buffers[i]);
-    PyMem_Free(g->buffers);
-    PyMem_Free(g->segments);
+    if (g->buffers != &g->head) PyMem_Free(g->buffers);
+    if (g->segments != &g->alone) PyMem_Free(g->segments);
     PyMem_Free(g->needed);
     memset(g, 0, sizeof *g);
 }
@@ -626,20 +628,17 @@ static int open_directory(const plan *p, int64_t t, const Py_buffer *directory, 
 /* Open head (bytes or None), directory (bytes or None) and the needed blocks (a tuple of bytes). */
 static int open_group(const plan *p, int64_t t, PyObject *head, PyObject *directory, PyObject *blocks, group *g) {
     memset(g, 0, sizeof *g);
-    Py_ssize_t given = directory == Py_None ? 0 : PyTuple_GET_SIZE(blocks);
-    g->buffers = PyMem_Calloc((size_t)given + 2, sizeof(Py_buffer));
-    if (!g->buffers) {
-        PyErr_NoMemory();
-        return -1;
-    }
     if (directory == Py_None) {
         g->count = 1;
-        g->segments = PyMem_Calloc(1, sizeof(segment));
-        if (!g->segments) {
+        g->segments = &g->alone;
+        g->buffers = &g->head;
+    } else {
+        Py_ssize_t given = PyTuple_GET_SIZE(blocks);
+        g->buffers = PyMem_Calloc((size_t)given + 2, sizeof(Py_buffer));
+        if (!g->buffers) {
             PyErr_NoMemory();
             return -1;
         }
-    } else {
         if (hold(g, directory) < 0 || open_directory(p, t, &g->buffers[0], g) < 0) return -1;
         Py_ssize_t next = 0;
         for (int i = 0; i < g->count - 1; i++) {
@@ -1159,6 +1158,57 @@ done:
     return pair;
 }
 
+/* Shelves (engine/shelf.py) --------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(take_doc,
+             "take(record, numbers, /)\n--\n\nReturn the heads of the views with these numbers, as a tuple; None where "
+             "the record has none. Raises ValueError when it is not one.");
+
+static PyObject *take_heads(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 2 || !PyBytes_Check(args[0]) || !PyTuple_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "take takes bytes and a tuple of numbers");
+        return NULL;
+    }
+    const char *data = PyBytes_AS_STRING(args[0]);
+    size_t size = (size_t)PyBytes_GET_SIZE(args[0]), fields = 0;
+    if (size) {
+        if (size >= 2) fields = (size_t)(unsigned char)data[0] | (size_t)(unsigned char)data[1] << 8;
+        size_t at = 2 + fields * 6;
+        for (size_t i = 0; at <= size && i < fields; i++) {
+            size_t length = load_u32(data + 4 + i * 6);
+            at = length > size - at ? size + 1 : at + length;
+        }
+        if (at != size) {
+            PyErr_SetString(PyExc_ValueError, "the record is malformed");
+            return NULL;
+        }
+    }
+    Py_ssize_t wanted = PyTuple_GET_SIZE(args[1]);
+    PyObject *heads = PyTuple_New(wanted);
+    for (Py_ssize_t i = 0; heads && i < wanted; i++) {
+        unsigned long number = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(args[1], i));
+        if (number == (unsigned long)-1 && PyErr_Occurred()) {
+            Py_CLEAR(heads);
+            break;
+        }
+        PyObject *head = NULL;
+        const char *at = data + 2 + fields * 6;
+        for (size_t j = 0; j < fields; j++) {
+            const char *entry = data + 2 + j * 6;
+            size_t length = load_u32(entry + 2);
+            if (((unsigned long)(unsigned char)entry[0] | (unsigned long)(unsigned char)entry[1] << 8) == number) {
+                head = PyBytes_FromStringAndSize(at, (Py_ssize_t)length);
+                if (!head) Py_CLEAR(heads);
+                break;
+            }
+            at += length;
+        }
+        if (!heads) break;
+        PyTuple_SET_ITEM(heads, i, head ? head : Py_NewRef(Py_None));
+    }
+    return heads;
+}
+
 /* Making summaries ------------------------------------------------------------------------------------------------ */
 
 static void put(char **to, const void *from, size_t size) {
@@ -1220,6 +1270,7 @@ static PyMethodDef METHODS[] = {
     {"needs", (PyCFunction)(void (*)(void))list_needs, METH_FASTCALL, needs_doc},
     {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, answer_doc},
     {"columns", (PyCFunction)(void (*)(void))answer_columns, METH_FASTCALL, columns_doc},
+    {"take", (PyCFunction)(void (*)(void))take_heads, METH_FASTCALL, take_doc},
     {"summary", (PyCFunction)(void (*)(void))make_summary, METH_FASTCALL, summary_doc},
     {NULL, NULL, 0, NULL},
 };
