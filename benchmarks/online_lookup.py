@@ -1,19 +1,22 @@
 """Online lookups of 20 features in three views, against Feast on its SQLite online store.
 
-Ours: two aggregations with windows of a day and a week and a latest row, over two streams. While we ask, rows arrive
-and time advances, tick after tick, and every answer is as of the newest one; samples are compared, bit for bit, with
-the same features computed offline over all rows. Feast looks up 20 values that were written beforehand; they neither
-arrive nor age. Then a state of a million keys is opened.
+Ours: two aggregations with windows of a day and a week and a latest row, over two streams. While we ask, a process of
+its own, as the worker is one, brings rows and advances time, tick after tick, and every answer is as of the newest one;
+samples are compared, bit for bit, with the same features computed offline over all rows. Feast looks up 20 values that
+were written beforehand; they neither arrive nor age. Then a state of a million keys is opened.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import select
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ import common
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
 START = 1_700_000_000 * SECOND
-TICKS = 10  # a round
+TICKS = 20  # a round
+PACE = 0.1  # seconds of ours from a tick to the next
 ARRIVING = 200  # rows of each stream in a tick
 
 FEAST = """
@@ -69,16 +73,13 @@ print(json.dumps({"one": [ask(1) for _ in range(once)], "hundred": [ask(100) for
 """
 
 
-class Ours:
-    """A state of ``users`` keys on disk, the rows it was made of, and a lookup on it."""
+class Streams:
+    """Two streams of rows about ``users``: what views are over, and what has come so far."""
 
-    def __init__(self, folder: Path, users: int, rows: int) -> None:
+    def __init__(self, users: int, rows: int) -> None:
         import polars as pl
 
         import tidemill as tm
-        from tidemill.adapters.lmdb_online import LmdbOnline
-        from tidemill.engine.lookup import Lookup
-        from tidemill.engine.online import OnlineState
 
         self.time = pl.Datetime("us", "UTC")
         clicks = tm.Source("clicks", tm.push(), key="click", event_time="at")
@@ -95,17 +96,13 @@ class Ours:
         latest = tm.Latest("l", clicks, by="user", columns=["x", "q", "kind", "ok"])
         asked = tm.Source("asked", tm.push(), key="id", event_time="at")
         label = tm.Label(orders, pl.col("x") > 0, within="1d")
+        self.views = (a, b, latest)
         self.model = tm.Model("m", examples=asked, asked_at="at", label=label, features=[a, b, latest], estimator=None)
         assert len(self.model.columns) == 20
-        self.folder, self.users = folder, users
-        self.schema: dict[str, pl.DataType] = {"id": pl.Int64(), "at": self.time, "user": pl.String()}
-        self.tick, self.key = START, {"clicks": "click", "orders": "order"}
+        self.users, self.key = users, {"clicks": "click", "orders": "order"}
+        self.tick = START
         self.tables = {name: self.rows(name, 0, rows, START - 7 * DAY, START) for name in self.key}
-        self.store = LmdbOnline(folder)
-        self.state = OnlineState((a, b, latest), self.store)
         self.next = dict.fromkeys(self.key, rows)
-        self.seconds_to_build = common.seconds(lambda: self.state.rebuild(START, self.tables, self.next, 0))
-        self.lookup = Lookup(self.model, self.store)
 
     def rows(self, table: str, first: int, count: int, since: int, until: int) -> Any:
         """Return ``count`` rows that happen, and become known, between two times."""
@@ -129,25 +126,91 @@ class Ours:
             }
         ).with_columns(pl.lit(False).alias("_tombstone"), pl.lit(False).alias("_history"))
 
-    def advance(self) -> float:
-        """Turn a tick: a second passes and rows arrive. Return the seconds that it took to apply them."""
+    def advance(self) -> Any:
+        """Let a second pass; return the rows that came in it, known at its end."""
         import polars as pl
 
         until = self.tick + SECOND
+        known = pl.lit(until).cast(self.time)
         new = {
             name: self.rows(name, self.next[name], ARRIVING, self.tick, until).with_columns(
-                pl.lit(until).cast(self.time).alias("_known_at"), pl.lit(until).cast(self.time).alias("_tick")
+                known.alias("_known_at"), known.alias("_tick")
             )
             for name in self.key
         }
         self.tick = until
         self.next = {name: number + ARRIVING for name, number in self.next.items()}
         self.tables = {name: pl.concat((self.tables[name], new[name])) for name in new}
-        return common.seconds(lambda: self.state.apply(self.tick, new, self.next, 0))
+        return new
+
+
+def work(folder: Path, users: int, rows: int) -> None:
+    """Be the worker: build a state in ``folder``, then turn as many ticks as each line of standard input says."""
+    from tidemill.adapters.lmdb_online import LmdbOnline
+    from tidemill.engine.online import OnlineState
+
+    common.pin(0)
+    streams, store = Streams(users, rows), LmdbOnline(folder)
+    state = OnlineState(streams.views, store)
+
+    def read(table: str, columns: Sequence[str], first: int, count: int) -> Any:
+        return streams.tables[table].slice(first, count).select(columns)
+
+    built = common.seconds(lambda: state.rebuild(START, read, streams.next, 0))
+    common.say(json.dumps({"built": built}))
+    for line in sys.stdin:
+        took = []
+        for _ in range(int(line)):
+            begun = time.perf_counter()
+            new = streams.advance()
+            took.append(common.seconds(lambda new=new: state.apply(streams.tick, new, streams.next, 0)))
+            time.sleep(max(0.0, begun + PACE - time.perf_counter()))
+        common.say(json.dumps({"apply": took}))
+    store.close()
+
+
+class Ours:
+    """A state of ``users`` keys, kept by a worker, and a lookup on it."""
+
+    def __init__(self, folder: Path, users: int, rows: int) -> None:
+        import polars as pl
+
+        self.folder, self.users = folder, users
+        self.streams = Streams(users, rows)
+        command = [sys.executable, __file__, "--work", str(folder), str(users), str(rows)]
+        self.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.seconds_to_build = float(self.said()["built"])
+        self.schema: dict[str, pl.DataType] = {"id": pl.Int64(), "at": self.streams.time, "user": pl.String()}
+        self.reopen()
+
+    def said(self) -> Any:
+        """Return what the worker says next."""
+        assert self.worker.stdout is not None
+        return json.loads(self.worker.stdout.readline())
+
+    def reopen(self) -> None:
+        """Open the state as a server does."""
+        from tidemill.adapters.lmdb_online import LmdbOnline
+        from tidemill.engine.lookup import Lookup
+
+        self.store = LmdbOnline(self.folder)
+        self.lookup = Lookup(self.streams.model, self.store)
+
+    def while_ticks_turn(self, ticks: int, ask: Callable[[], None]) -> list[float]:
+        """Call ``ask`` over and over while the worker turns ``ticks``; return the seconds that each took to apply."""
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        self.worker.stdin.write(f"{ticks}\n")
+        while not select.select([self.worker.stdout], [], [], 0)[0]:
+            ask()
+        for _ in range(ticks):
+            self.streams.advance()
+        applied: list[float] = self.said()["apply"]
+        return applied
 
     def one(self) -> float:
         """Look one key up; return the seconds."""
-        request = {"id": 0, "at": self.tick, "user": f"u{random.randrange(self.users)}"}
+        request = {"id": 0, "at": START, "user": f"u{random.randrange(self.users)}"}
         begun = time.perf_counter()
         values, _ = self.lookup.row(request, self.schema)
         took = time.perf_counter() - begun
@@ -159,7 +222,7 @@ class Ours:
         import polars as pl
 
         users = [f"u{random.randrange(self.users)}" for _ in range(count)]
-        return pl.DataFrame({"id": range(count), "at": [self.tick] * count, "user": users}, schema=self.schema)
+        return pl.DataFrame({"id": range(count), "at": [START] * count, "user": users}, schema=self.schema)
 
     def hundred(self) -> float:
         """Look 100 keys up; return the seconds."""
@@ -174,25 +237,26 @@ class Ours:
 
         requests = self.many(300)
         found, applied = self.lookup.features(requests)
-        assert found.equals(features_at(self.model, self.tables, requests, applied), null_equal=True)
+        assert applied.tick == self.streams.tick
+        offline = features_at(self.streams.model, self.streams.tables, requests, applied)
+        assert found.equals(offline, null_equal=True)
         for request, row in zip(requests.iter_rows(named=True), found.iter_rows(), strict=True):
-            values, _ = self.lookup.row({**request, "at": self.tick}, self.schema)
+            values, _ = self.lookup.row({**request, "at": START}, self.schema)
             assert tuple(values) == row
         return found.height * found.width
 
     def open(self) -> float:
         """Return the seconds from nothing to the first answer."""
-        from tidemill.adapters.lmdb_online import LmdbOnline
-        from tidemill.engine.lookup import Lookup
-
         self.store.close()
         begun = time.perf_counter()
-        self.store = LmdbOnline(self.folder)
-        request = {"id": 0, "at": self.tick, "user": "u1"}
-        Lookup(self.model, self.store).row(request, self.schema)
-        took = time.perf_counter() - begun
+        self.reopen()
+        self.lookup.row({"id": 0, "at": START, "user": "u1"}, self.schema)
+        return time.perf_counter() - begun
+
+    def close(self) -> None:
+        """End the worker."""
         self.store.close()
-        return took
+        self.worker.communicate()
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
@@ -211,7 +275,10 @@ def held(name: str, ours: float, limit: float) -> dict[str, Any]:
 
 def main() -> None:
     """Run it."""
+    import tidemill.server.threads  # noqa: F401 - a server uses one thread for each question
+
     given = common.arguments(__doc__)
+    common.pin(-1)
     users, crowd, theirs = (20_000, 100_000, 1_000) if given.quick else (100_000, 1_000_000, 5_000)
     feast = common.rival("feast", "feast[duckdb]==0.67.0", "duckdb<3")
     mine: dict[str, list[float]] = {"one": [], "hundred": [], "apply": []}
@@ -225,10 +292,12 @@ def main() -> None:
         def run_ours() -> float:
             nonlocal compared
             one: list[float] = []
-            for _ in range(TICKS):
-                mine["apply"].append(ours.advance())
-                one += [ours.one() for _ in range(300)]
-                mine["hundred"] += [ours.hundred() for _ in range(20)]
+
+            def ask() -> None:
+                one.extend(ours.one() for _ in range(300))
+                mine["hundred"].extend(ours.hundred() for _ in range(20))
+
+            mine["apply"] += ours.while_ticks_turn(TICKS, ask)
             mine["one"] += one
             compared += ours.check()
             return statistics.median(one)
@@ -242,11 +311,12 @@ def main() -> None:
 
         sides: dict[str, Callable[[], float]] = {"ours": run_ours, "feast": run_feast}
         common.alternate(sides, rounds=3, warm=0)
-        ours.store.close()
+        ours.close()
         common.say(f"{compared:,} values compared with the offline features: all equal, bit for bit")
         large = Ours(Path(name) / "large", crowd, crowd)
         common.say(f"a state of {crowd:,} keys: built in {large.seconds_to_build:.1f} s")
         opened = statistics.median([large.open() for _ in range(5)])
+        large.close()
     figures = {"ours": {kind: quantiles(seconds) for kind, seconds in mine.items()}}
     figures["feast"] = {kind: quantiles(seconds) for kind, seconds in rivals.items()}
     common.say(json.dumps(figures))
@@ -266,4 +336,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--work"]:
+        work(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.feature import TableView
-from tidemill.engine.layout import heads
+from tidemill.engine.layout import has_directory, heads
 from tidemill.kernels import compiled
 from tidemill.ports.online import Change, Online, Snapshot
 
@@ -68,6 +68,21 @@ def take(record: bytes | None, numbers: tuple[int, ...]) -> tuple[bytes | None, 
         return tuple([fields.get(number) for number in numbers])
     try:
         found: tuple[bytes | None, ...] = _native.take(record, numbers)
+    except ValueError as error:
+        raise _damaged() from error
+    return found
+
+
+def take_all(records: list[bytes | None], number: int) -> tuple[list[bytes | None], list[int]]:
+    """Return the heads of the view ``number`` in ``records``, and the places of those of groups that have blocks.
+
+    Raises as ``unpack``.
+    """
+    if _native is None:
+        heads = [take(record, (number,))[0] for record in records]
+        return heads, [place for place, head in enumerate(heads) if head is not None and has_directory(head)]
+    try:
+        found: tuple[list[bytes | None], list[int]] = _native.take_all(records, number)
     except ValueError as error:
         raise _damaged() from error
     return found

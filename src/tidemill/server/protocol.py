@@ -26,6 +26,8 @@ from tidemill.server.message import LATER, Reply, Request, fault
 MAX_HEAD = 32_768
 #: Bodies up to this many bytes are always taken; longer ones share the server's memory for bodies.
 SMALL = 16_384
+#: Requests of one connection that are answered in a row before others have their turn.
+IN_A_ROW = 16
 #: How long an idle connection is kept, and how long a refused body is read and thrown away, in seconds.
 KEEP_ALIVE = 75.0
 LINGER = 2.0
@@ -131,10 +133,12 @@ class Connection(asyncio.Protocol):
         "_head",
         "_headers",
         "_held",
+        "_in_a_row",
         "_lingering",
         "_loop",
         "_parser",
         "_paused",
+        "_resting",
         "_shared",
         "_transport",
         "_url",
@@ -150,6 +154,8 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Request, bool]] = deque()  # whole requests, each with whether to keep alive after it
         self._busy = False  # an answer is being worked on
         self._paused = False  # the client does not read what it was sent
+        self._resting = False  # it has had enough answers in a row
+        self._in_a_row = 0
         self._lingering = False  # the last reply is out; what still comes is thrown away
         self._close = False  # no request is taken any more
         self._held = 0
@@ -177,6 +183,8 @@ class Connection(asyncio.Protocol):
         """Parse what has come; whole requests are answered from within."""
         if self._lingering:
             return
+        if not self._resting:
+            self._in_a_row = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -273,7 +281,13 @@ class Connection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Answer the requests that wait, in order, until one takes its time or the client does not read."""
-        while self._waiting and not self._busy and not self._paused and self._transport is not None:
+        while self._waiting and not (self._busy or self._paused or self._resting) and self._transport is not None:
+            if self._in_a_row == IN_A_ROW:
+                self._resting = True
+                self._transport.pause_reading()
+                self._loop.call_soon(self._go_on)
+                return
+            self._in_a_row += 1
             request, keep = self._waiting.popleft()
             answer = self._shared.answer(request)
             if isinstance(answer, Reply):
@@ -287,6 +301,14 @@ class Connection(asyncio.Protocol):
                 _TASKS.add(task)
         if self._close and not self._waiting and not self._busy and not self._lingering:
             self._end()
+
+    def _go_on(self) -> None:
+        """Go on answering, now that others had their turn."""
+        self._resting = False
+        self._in_a_row = 0
+        if self._transport is not None:
+            self._transport.resume_reading()
+            self._next()
 
     async def _later(self, request: Request, answer: Coroutine[Any, Any, Reply], keep: bool) -> None:
         reply = await answer

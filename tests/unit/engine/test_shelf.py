@@ -12,8 +12,8 @@ import tidemill as tm
 from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine import shelf
-from tidemill.engine.layout import heads
-from tidemill.engine.shelf import Shelved, pack, take, unpack
+from tidemill.engine.layout import has_directory, heads
+from tidemill.engine.shelf import Shelved, pack, take, take_all, unpack
 from tidemill.kernels import compiled
 from tidemill.ports.online import Change
 
@@ -54,6 +54,13 @@ def test_what_was_packed_is_taken(fields: dict[int, bytes], others: list[int]) -
         patch.setattr(shelf, "_native", None)
         assert take(record, numbers) == wanted
     assert take(None, numbers) == (None,) * len(numbers)
+    for number in numbers:
+        head = fields.get(number)
+        blocks = [0, 2] if head and has_directory(head) else []
+        assert take_all([record, None, record], number) == ([head, None, head], blocks)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shelf, "_native", None)
+            assert take_all([record, None, record], number) == ([head, None, head], blocks)
     assert all(refused(record[:size]) for size in range(1, len(record)))
     assert refused(record + b"x")
 

@@ -133,6 +133,28 @@ def test_replies_go_out_once_the_turn_is_settled() -> None:
     assert settled.index("settled") > settled.index("/held")
 
 
+def test_many_requests_at_once_do_not_hold_up_another_client() -> None:
+    """One connection sends 500 requests in one piece; what others ask meanwhile is answered among them, not after."""
+    order: list[str] = []
+
+    def note(request: Request) -> Reply:
+        order.append(request.path)
+        return Reply(200, request.path.encode())
+
+    async def scenario(connect: Any, _: Shared) -> Any:
+        (reader, greedy), (other, writer) = await connect(), await connect()
+        greedy.write(b"".join(post(f"/{number}", b"") for number in range(500)))
+        writer.write(post("/other", b""))
+        said = await answer(other)
+        found = [(await answer(reader))[2] for _ in range(500)]
+        return said[2], found
+
+    said, found = play(scenario, answer=note)
+    assert (said, found) == (b"/other", [b"/%d" % number for number in range(500)])
+    assert order.index("/other") < 100
+    assert len(order) == 501
+
+
 def test_a_client_may_ask_before_it_sends() -> None:
     async def scenario(connect: Any, _: Shared) -> Any:
         reader, writer = await connect()

@@ -1160,53 +1160,100 @@ done:
 
 /* Shelves (engine/shelf.py) --------------------------------------------------------------------------------------- */
 
+static int fields_of(PyObject *record, size_t *fields) {
+    if (!PyBytes_Check(record)) {
+        PyErr_SetString(PyExc_TypeError, "a record is bytes, or None");
+        return -1;
+    }
+    const char *data = PyBytes_AS_STRING(record);
+    size_t size = (size_t)PyBytes_GET_SIZE(record), at;
+    *fields = 0;
+    if (!size) return 0;
+    if (size >= 2) *fields = (size_t)(unsigned char)data[0] | (size_t)(unsigned char)data[1] << 8;
+    at = 2 + *fields * 6;
+    for (size_t i = 0; at <= size && i < *fields; i++) {
+        size_t length = load_u32(data + 4 + i * 6);
+        at = length > size - at ? size + 1 : at + length;
+    }
+    if (at == size) return 0;
+    PyErr_SetString(PyExc_ValueError, "the record is malformed");
+    return -1;
+}
+
+/* Return the head of the view `number` in a record of so many fields, or None; a new reference. */
+static PyObject *head_of(PyObject *record, size_t fields, unsigned long number) {
+    const char *data = PyBytes_AS_STRING(record), *at = data + 2 + fields * 6;
+    for (size_t i = 0; i < fields; i++) {
+        const char *entry = data + 2 + i * 6;
+        size_t length = load_u32(entry + 2);
+        if (((unsigned long)(unsigned char)entry[0] | (unsigned long)(unsigned char)entry[1] << 8) == number)
+            return PyBytes_FromStringAndSize(at, (Py_ssize_t)length);
+        at += length;
+    }
+    Py_RETURN_NONE;
+}
+
+static int read_number(PyObject *from, unsigned long *number) {
+    *number = PyLong_AsUnsignedLong(from);
+    return *number == (unsigned long)-1 && PyErr_Occurred() ? -1 : 0;
+}
+
 PyDoc_STRVAR(take_doc,
              "take(record, numbers, /)\n--\n\nReturn the heads of the views with these numbers, as a tuple; None where "
              "the record has none. Raises ValueError when it is not one.");
 
 static PyObject *take_heads(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
-    if (count != 2 || !PyBytes_Check(args[0]) || !PyTuple_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "take takes bytes and a tuple of numbers");
+    size_t fields;
+    if (count != 2 || !PyTuple_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "take takes a record and a tuple of numbers");
         return NULL;
     }
-    const char *data = PyBytes_AS_STRING(args[0]);
-    size_t size = (size_t)PyBytes_GET_SIZE(args[0]), fields = 0;
-    if (size) {
-        if (size >= 2) fields = (size_t)(unsigned char)data[0] | (size_t)(unsigned char)data[1] << 8;
-        size_t at = 2 + fields * 6;
-        for (size_t i = 0; at <= size && i < fields; i++) {
-            size_t length = load_u32(data + 4 + i * 6);
-            at = length > size - at ? size + 1 : at + length;
-        }
-        if (at != size) {
-            PyErr_SetString(PyExc_ValueError, "the record is malformed");
-            return NULL;
-        }
-    }
+    if (fields_of(args[0], &fields) < 0) return NULL;
     Py_ssize_t wanted = PyTuple_GET_SIZE(args[1]);
     PyObject *heads = PyTuple_New(wanted);
     for (Py_ssize_t i = 0; heads && i < wanted; i++) {
-        unsigned long number = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(args[1], i));
-        if (number == (unsigned long)-1 && PyErr_Occurred()) {
+        unsigned long number;
+        PyObject *head = read_number(PyTuple_GET_ITEM(args[1], i), &number) < 0 ? NULL : head_of(args[0], fields, number);
+        if (!head) Py_CLEAR(heads);
+        else PyTuple_SET_ITEM(heads, i, head);
+    }
+    return heads;
+}
+
+PyDoc_STRVAR(take_all_doc,
+             "take_all(records, number, /)\n--\n\nReturn the heads of one view in a list of records (bytes or None), as a "
+             "list, and the places of those that have blocks. Raises as take.");
+
+static PyObject *take_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    unsigned long number;
+    if (count != 2 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "take_all takes a list of records and a number");
+        return NULL;
+    }
+    if (read_number(args[1], &number) < 0) return NULL;
+    Py_ssize_t many = PyList_GET_SIZE(args[0]);
+    PyObject *heads = PyList_New(many), *listed = PyList_New(0);
+    for (Py_ssize_t i = 0; heads && listed && i < many; i++) {
+        PyObject *record = PyList_GET_ITEM(args[0], i), *head = NULL;
+        size_t fields;
+        if (record == Py_None) head = Py_NewRef(Py_None);
+        else if (fields_of(record, &fields) == 0) head = head_of(record, fields, number);
+        if (!head) {
             Py_CLEAR(heads);
             break;
         }
-        PyObject *head = NULL;
-        const char *at = data + 2 + fields * 6;
-        for (size_t j = 0; j < fields; j++) {
-            const char *entry = data + 2 + j * 6;
-            size_t length = load_u32(entry + 2);
-            if (((unsigned long)(unsigned char)entry[0] | (unsigned long)(unsigned char)entry[1] << 8) == number) {
-                head = PyBytes_FromStringAndSize(at, (Py_ssize_t)length);
-                if (!head) Py_CLEAR(heads);
-                break;
-            }
-            at += length;
+        PyList_SET_ITEM(heads, i, head);
+        Py_ssize_t size = head == Py_None ? 0 : PyBytes_GET_SIZE(head);
+        if (size && (size < 5 || PyBytes_AS_STRING(head)[4])) { /* the shortest are damaged, as will be found */
+            PyObject *place = PyLong_FromSsize_t(i);
+            if (!place || PyList_Append(listed, place) < 0) Py_CLEAR(listed);
+            Py_XDECREF(place);
         }
-        if (!heads) break;
-        PyTuple_SET_ITEM(heads, i, head ? head : Py_NewRef(Py_None));
     }
-    return heads;
+    PyObject *pair = heads && listed ? PyTuple_Pack(2, heads, listed) : NULL;
+    Py_XDECREF(heads);
+    Py_XDECREF(listed);
+    return pair;
 }
 
 /* Making summaries ------------------------------------------------------------------------------------------------ */
@@ -1271,6 +1318,7 @@ static PyMethodDef METHODS[] = {
     {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, answer_doc},
     {"columns", (PyCFunction)(void (*)(void))answer_columns, METH_FASTCALL, columns_doc},
     {"take", (PyCFunction)(void (*)(void))take_heads, METH_FASTCALL, take_doc},
+    {"take_all", (PyCFunction)(void (*)(void))take_all, METH_FASTCALL, take_all_doc},
     {"summary", (PyCFunction)(void (*)(void))make_summary, METH_FASTCALL, summary_doc},
     {NULL, NULL, 0, NULL},
 };
