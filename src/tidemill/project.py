@@ -36,6 +36,7 @@ from tidemill.engine.live import jsonable
 from tidemill.engine.mill import Mill, Ports, tables_of
 from tidemill.engine.partition import needs
 from tidemill.engine.predict import Predictor
+from tidemill.engine.program import proofs
 from tidemill.engine.route import SHADOW
 from tidemill.engine.state import Version
 from tidemill.engine.table import visible
@@ -45,6 +46,7 @@ from tidemill.ports.executor import Executor, Job, Progress
 from tidemill.ports.lake import Fence
 from tidemill.ports.models import Models
 from tidemill.ports.reader import Reader
+from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Push, Source, Table
 from tidemill.workspace import FORMS, Served, Workspace, dtype_to_text, find
@@ -339,6 +341,7 @@ def carry_out(
     return {
         "estimator": made.stored,
         "served": made.served,
+        "expressions": proved(model, schema),
         "libraries": libraries(),
         "encoding": made.predictor.encoding.as_json(),
         "profile": made.profile.as_json(),
@@ -347,6 +350,17 @@ def carry_out(
         "request": {name: dtype_to_text(schema[name]) for name in model.request_columns},
         "example": example_row(frames[model.examples.name].select(model.request_columns)),
     }
+
+
+def proved(model: Model, schema: Mapping[str, pl.DataType]) -> dict[str, str | None]:
+    """Return the proofs of the on-demand expressions of ``model`` over requests of ``schema``."""
+    expressions = {
+        f"{view.name}__{name}": each
+        for view in model.views
+        if isinstance(view, OnDemand)
+        for name, each in view.features
+    }
+    return proofs(expressions, schema)
 
 
 def example_row(rows: pl.DataFrame) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from tidemill.base.schema import nearest
 from tidemill.engine.encode import Encoding
 from tidemill.engine.form import Forms, restore
 from tidemill.engine.predict import Predictor
+from tidemill.engine.program import trust
 from tidemill.engine.state import State, fold
 from tidemill.ports.artefacts import Artefacts
 from tidemill.ports.journal import Journal
@@ -102,10 +103,14 @@ class Served:
         return found[name]
 
     def load_predictor(self, model: str, training: str) -> Predictor:
-        """Return the predictor that a training made. Raises NotFoundError when its result is not recorded."""
+        """Return the predictor that a training made, and take over the proofs of its on-demand expressions.
+
+        Raises NotFoundError when its result is not recorded.
+        """
         step = self.workspace.journal.step(training)
         if step is None:
             raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        trust(step.get("expressions", {}))
         encoding, served = Encoding.from_json(step["encoding"]), step.get("served")
         return restore(
             encoding,

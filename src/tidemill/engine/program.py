@@ -2,27 +2,41 @@
 
 ``engine.expression.evaluate`` defines the values. Each expression is compiled and run against the definition on a
 battery of rows; where they agree bit for bit the program answers, in about a microsecond for a row where Polars takes a
-hundred. What cannot be compiled, or differs, stays in Polars, and ``Program.stays`` says so. A program may decline
-rows (a strict cast that fails, letters beyond ASCII in upper case); those are then computed by the definition too.
+hundred. What cannot be compiled, or differs, stays in Polars, and ``Program.stays`` says so. That is proved once: a
+training records the ``proofs`` of its expressions, and a process that is told of them (``trust``) need not try again. A
+program may decline rows (a strict cast that fails, letters beyond ASCII in upper case); those are then computed by the
+definition too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from pathlib import Path
 from statistics import median
 from timeit import repeat
 from typing import Any
 
 import polars as pl
 
+from tidemill.base.hashing import fingerprint
+from tidemill.engine import assemble as assembling
+from tidemill.engine import battery as batteries
+from tidemill.engine import compile as compiling
+from tidemill.engine import expression as defining
+from tidemill.engine import functions
+from tidemill.engine import zone as zones
 from tidemill.engine.assemble import RefusedError, letter_of
 from tidemill.engine.battery import battery
 from tidemill.engine.compile import assemble
 from tidemill.engine.expression import evaluate
 from tidemill.engine.zone import table
+from tidemill.kernels import expressions
+from tidemill.kernels.compiled import load
 from tidemill.kernels.expressions import Machine, machine
 from tidemill.spec.expression import Expression
 
@@ -50,7 +64,7 @@ class Program:
         schema = {name: dtype for name, dtype in schema.items() if name in read}
         self._expressions = dict(expressions)
         self._schema = dict(schema)
-        why = {name: _difference(expression, _of(expression, schema)) for name, expression in expressions.items()}
+        why = {name: _proof(expression, _of(expression, schema))[1] for name, expression in expressions.items()}
         self.stays = tuple(Stay(name, reason) for name, reason in why.items() if reason is not None)
         self._left = {name: expressions[name] for name, reason in why.items() if reason is not None}
         self._run = _Run({name: expressions[name] for name, reason in why.items() if reason is None}, schema)
@@ -105,6 +119,39 @@ def compiled(expressions: Mapping[str, Expression], schema: Schema) -> Program:
 @lru_cache(maxsize=256)
 def _compiled(items: tuple[tuple[str, Expression], ...], schema: tuple[tuple[str, pl.DataType], ...]) -> Program:
     return Program(dict(items), dict(schema))
+
+
+def proofs(expressions: Mapping[str, Expression], schema: Schema) -> dict[str, str | None]:
+    """Return, for the fingerprint of each expression over ``schema``, why it stays in Polars; None: it is compiled.
+
+    The fingerprint is of the expression, the types it reads, and the code that compiles, verifies and runs it.
+    """
+    return dict(_proof(expression, _of(expression, schema)) for expression in expressions.values())
+
+
+def trust(proved: Mapping[str, str | None]) -> None:
+    """Take over ``proofs`` of another process of this workspace. Those by other code have other fingerprints."""
+    _proved.update(proved)
+
+
+_proved: dict[str, str | None] = {}
+
+
+def _proof(expression: Expression, schema: Schema) -> tuple[str, str | None]:
+    key = fingerprint("expression", _code(), expression.tree, {name: str(dtype) for name, dtype in schema.items()})
+    if key not in _proved:
+        _proved[key] = _difference(expression, schema)
+    return key, _proved[key]
+
+
+@cache
+def _code() -> str:
+    """Return a fingerprint of all that decides what a program gives: this code, the kernel, Polars and Python."""
+    kernel = load("expressions")
+    modules = [assembling, batteries, compiling, defining, functions, zones, expressions, *([kernel] if kernel else [])]
+    read = [Path(str(each)).read_bytes() for each in (__file__, *(module.__file__ for module in modules))]
+    hashes = [hashlib.sha256(each).hexdigest() for each in read]
+    return fingerprint(pl.__version__, platform.python_version(), kernel is not None, hashes)
 
 
 def _of(expression: Expression, schema: Schema) -> Schema:

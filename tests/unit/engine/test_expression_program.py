@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
 from typing import Any
@@ -19,7 +20,7 @@ from tidemill.engine.assemble import Value
 from tidemill.engine.check_feature import staying
 from tidemill.engine.expression import evaluate
 from tidemill.engine.feature import demand
-from tidemill.engine.program import Program, compiled
+from tidemill.engine.program import Program, Stay, compiled, proofs, trust
 from tidemill.kernels import compiled as kernels
 from tidemill.kernels.expressions import Plain
 from tidemill.spec.expression import Expression
@@ -436,6 +437,7 @@ def wrong_at_an_edge(assembler: Any, arguments: Any, options: Any, dtype: Any) -
 
 def test_a_difference_is_found_and_keeps_the_expression_in_polars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tidemill.engine.compile.FUNCTIONS", {**functions.FUNCTIONS, "Trigonometry.Sin": wrong_sine})
+    monkeypatch.setattr(program, "_proved", {})
     found = of(A.sin())
     assert "compiled it would be" in found.stays[0].why
     assert found.row({"a": 0.0}) == (0.0,)
@@ -478,3 +480,37 @@ def test_check_says_which_expression_stays_in_polars_and_what_that_costs() -> No
         r"'slice' is computed by Polars, in \d+ µs a row: the function Slice cannot be compiled\.", note.what
     )
     assert list(staying(view, rows, {})) == []
+
+
+LOCAL = {"hour": Expression.of(tm.local("at", "Asia/Kolkata").dt.hour()), "third": Expression.of(pl.col("x") / 3)}
+LOCAL_SCHEMA: dict[str, pl.DataType] = {"at": pl.Datetime("us", "UTC"), "x": pl.Float64()}
+
+
+def test_what_another_process_proved_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_proved", {})
+    proved = proofs(LOCAL, LOCAL_SCHEMA)
+    assert list(proved.values()) == [None, None]
+    monkeypatch.setattr(program, "_proved", {})
+    tried: list[str] = []
+
+    def difference(expression: Expression, _: object) -> str:
+        tried.append(expression.tree)
+        return "tried again"
+
+    monkeypatch.setattr(program, "_difference", difference)
+    trust(json.loads(json.dumps(proved)))
+    assert Program(LOCAL, LOCAL_SCHEMA).stays == ()
+    assert tried == []
+    # Other types, or other code, are another fingerprint.
+    narrow = {**LOCAL_SCHEMA, "x": pl.Float32()}
+    assert [each.name for each in Program(LOCAL, narrow).stays] == ["third"]
+    monkeypatch.setattr(program, "_code", lambda: "newer")
+    assert len(Program(LOCAL, LOCAL_SCHEMA).stays) == 2
+
+
+def test_why_an_expression_stays_in_polars_is_part_of_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "_proved", {})
+    one = {"s": Expression.of(pl.col("x").round_sig_figs(3))}
+    (why,) = proofs(one, LOCAL_SCHEMA).values()
+    assert why is not None
+    assert Program(one, LOCAL_SCHEMA).stays == (Stay("s", why),)
