@@ -22,9 +22,10 @@ from tidemill.base.clock import DAY, HOUR, parse_time, to_datetime
 from tidemill.base.schema import KNOWN_AT, SEQ
 from tidemill.cli.flights import feeds
 from tidemill.engine.feature import features
+from tidemill.engine.ledger import request_frame
 from tidemill.engine.mill import tables_of
-from tidemill.engine.parity import compare, derive, request_frame, same
-from tidemill.engine.predict import plain
+from tidemill.engine.parity import compare, derive, same
+from tidemill.engine.plain import plain
 from tidemill.engine.records import PREDICTIONS
 from tidemill.project import Project
 from tidemill.server.main import serving

@@ -9,8 +9,7 @@ import polars as pl
 
 from tidemill.base.schema import KNOWN_AT
 from tidemill.engine.example import ASKED_AT, LABEL, STATUS, labels
-from tidemill.engine.ledger import key_frame
-from tidemill.engine.parity import request_frame
+from tidemill.engine.ledger import key_frame, request_frame
 from tidemill.spec.model import Model
 
 #: What became of a prediction, in the words of the column ``label_status``.

@@ -21,10 +21,12 @@ import polars as pl
 from tidemill.base.clock import format_time
 from tidemill.base.schema import KNOWN_AT, SEQ, TICK
 from tidemill.engine.feature import TableView, compute
+from tidemill.engine.ledger import request_frame
 from tidemill.engine.mismatch import STATES, causes, cover, suspects_with
 from tidemill.engine.outcome import feature_frame, predictions
-from tidemill.engine.parity import PREDICTION, ROUNDING, Difference, Finding, derive, largest, request_frame
-from tidemill.engine.predict import Predictor, plain
+from tidemill.engine.parity import PREDICTION, ROUNDING, Difference, Finding, derive, largest
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Predictor
 from tidemill.engine.scene import Cause, Scenes, World
 from tidemill.engine.table import TIME, timeless
 from tidemill.spec.feature import OnDemand

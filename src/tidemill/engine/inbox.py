@@ -12,7 +12,7 @@ import msgspec
 from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import nearest
-from tidemill.engine.predict import plain
+from tidemill.engine.plain import plain
 from tidemill.engine.records import FEEDBACK, Feedback
 from tidemill.engine.request import RequestRows, fields, pushed_rows, read_json, scalar
 from tidemill.ports.log import LogWriter

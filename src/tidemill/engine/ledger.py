@@ -145,6 +145,16 @@ def key_frame(texts: pl.Series, key: Sequence[str], schema: Mapping[str, pl.Data
     return pl.DataFrame(columns)
 
 
+def request_frame(texts: Iterable[str], types: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Return logged requests (JSON objects; times as microseconds) as columns of ``types``."""
+    rows = [msgspec.json.decode(text) for text in texts]
+    columns = []
+    for name, dtype in types.items():
+        stored = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
+        columns.append(pl.Series(name, [row[name] for row in rows], dtype=stored).cast(dtype))
+    return pl.DataFrame(columns)
+
+
 def drain(table: str, log: Log, lake: Lake, fence: Fence, tick: int) -> Drained | None:
     """Commit what the log holds beyond the table's cursor, rows and cursor together; None when there is nothing.
 

@@ -17,7 +17,7 @@ import polars as pl
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.feature import TableView, answer, by_version, kernel_function, slot_of, slots
 from tidemill.engine.layout import Directory, Shape, kind
-from tidemill.engine.predict import plain
+from tidemill.engine.plain import plain
 from tidemill.kernels import compiled
 from tidemill.spec.feature import Latest
 

@@ -22,8 +22,10 @@ from scipy.special import betaincinv
 from tidemill.base.clock import FOREVER
 from tidemill.base.schema import KNOWN_AT, SEQ
 from tidemill.engine.feature import features
+from tidemill.engine.ledger import request_frame
 from tidemill.engine.outcome import predictions
-from tidemill.engine.predict import Predictor, plain
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Predictor
 from tidemill.engine.table import timeless
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
@@ -161,16 +163,6 @@ def _size(one: Any, other: Any) -> float:
 def upper_bound(hits: int, rows: int, confidence: float = 0.95) -> float:
     """Return the one-sided exact upper bound of a binomial rate (Clopper and Pearson 1934). ``rows`` at least 1."""
     return 1.0 if hits >= rows else float(betaincinv(hits + 1, rows - hits, confidence))
-
-
-def request_frame(texts: Iterable[str], types: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return logged requests (JSON objects; times as microseconds) as columns of ``types``."""
-    rows = [msgspec.json.decode(text) for text in texts]
-    columns = []
-    for name, dtype in types.items():
-        stored = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
-        columns.append(pl.Series(name, [row[name] for row in rows], dtype=stored).cast(dtype))
-    return pl.DataFrame(columns)
 
 
 def derive(

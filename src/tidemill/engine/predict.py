@@ -18,6 +18,7 @@ import polars as pl
 from tidemill.base.errors import RequestError
 from tidemill.base.schema import picker
 from tidemill.engine.encode import Encoding
+from tidemill.engine.plain import plain
 
 
 class Runner(Protocol):
@@ -198,15 +199,6 @@ class Answerer:
                 plain(requests).iter_rows(named=True), looked, predictions, nonces, strict=True
             )
         ]
-
-
-def plain(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return ``frame`` with times as microseconds since the epoch and categories as text: what JSON can carry."""
-    return frame.with_columns(
-        pl.col(name).dt.epoch("us") if isinstance(dtype, pl.Datetime) else pl.col(name).cast(pl.String)
-        for name, dtype in frame.schema.items()
-        if isinstance(dtype, pl.Datetime | pl.Enum) or dtype == pl.Categorical
-    )
 
 
 def _first_line(error: Exception) -> str:

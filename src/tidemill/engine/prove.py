@@ -27,7 +27,8 @@ from tidemill.engine.encode import Encoding
 from tidemill.engine.metric import Floats, Ints
 from tidemill.engine.outcome import feature_frame
 from tidemill.engine.parity import ROUNDING
-from tidemill.engine.predict import Predictor, plain
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Predictor
 
 ROWS = 500  # sampled at most
 ALONE = 50  # of these, asked one by one: one row costs a scikit-learn pipeline milliseconds

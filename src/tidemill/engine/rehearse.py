@@ -29,10 +29,11 @@ from tidemill.engine.example import ASKED_AT, examples
 from tidemill.engine.fingerprint import of
 from tidemill.engine.ingest import numbered, quarantine_table, to_arrow
 from tidemill.engine.layout import Applied
+from tidemill.engine.ledger import request_frame
 from tidemill.engine.lookup import Lookup
 from tidemill.engine.mill import Mill, Turned
-from tidemill.engine.parity import request_frame
-from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor, plain
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor
 from tidemill.engine.route import CHAMPION, SHADOW, mirrors, shadow_nonce, split
 from tidemill.engine.table import TIME, timeless
 from tidemill.ports.journal import Draft, Entry, Journal

@@ -21,7 +21,7 @@ import polars as pl
 from tidemill.base.clock import DAY, FOREVER
 from tidemill.base.schema import SEQ, TICK
 from tidemill.engine.feature import TableView, Versions, by_columns, by_version, compute, keys, prepare, reach, slots
-from tidemill.engine.predict import plain
+from tidemill.engine.plain import plain
 from tidemill.engine.table import LONE, TIME, lone, spans
 from tidemill.spec.feature import Aggregation
 

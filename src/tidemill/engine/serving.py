@@ -30,7 +30,8 @@ from tidemill.engine.freshness import Freshness, freshness
 from tidemill.engine.inbox import Inbox
 from tidemill.engine.layout import Applied
 from tidemill.engine.live import Answer, Kept, Live, Loaded, Looking
-from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor, plain
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Answerer, Columns, Features, Logged, Predictor
 from tidemill.engine.records import PREDICTIONS, sampled
 from tidemill.engine.request import RequestRows
 from tidemill.engine.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split

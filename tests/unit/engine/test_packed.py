@@ -18,7 +18,7 @@ from tidemill.engine.feature import TableView, Versions, answer, prepare
 from tidemill.engine.layout import DIRECTORY, Directory, Shape, has_directory
 from tidemill.engine.packed import Packed
 from tidemill.engine.parts import Parts
-from tidemill.engine.predict import plain
+from tidemill.engine.plain import plain
 from tidemill.engine.table import spans
 from tidemill.spec.feature import Aggregate
 from tidemill.testing.histories import ORIGIN, STEP, TIME, frame, histories

@@ -27,7 +27,8 @@ from tidemill.engine.parity import (
     sample,
     upper_bound,
 )
-from tidemill.engine.predict import Predictor, plain
+from tidemill.engine.plain import plain
+from tidemill.engine.predict import Predictor
 from tidemill.spec.source import Source
 
 TIME = pl.Datetime("us", "UTC")
