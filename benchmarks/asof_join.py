@@ -86,7 +86,7 @@ def ours(folder: Path, layout: str, scale: int, out: Path) -> dict[str, float]:
 
     import tidemill as tm
     from tidemill.base.schema import KNOWN_AT, SEQ, TOMBSTONE
-    from tidemill.engine.feature import compute
+    from tidemill.engine.feature.feature import compute
 
     begun = time.perf_counter()
     questions = pl.read_parquet(folder / "questions.parquet")

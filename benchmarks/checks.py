@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 
 import tidemill as tm
-from tidemill.engine.contract import normal
-from tidemill.engine.ingest import to_arrow
-from tidemill.engine.quality import accept, judge
+from tidemill.engine.table.contract import normal
+from tidemill.engine.table.ingest import to_arrow
+from tidemill.engine.table.quality import accept, judge
 from tidemill.ports.reader import Batch
 
 AIRPORTS = ("EWR", "JFK", "LGA", "BOS", "SFO", "LAX", "ORD", "DEN")

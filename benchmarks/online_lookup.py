@@ -147,7 +147,7 @@ class Streams:
 def work(folder: Path, users: int, rows: int) -> None:
     """Be the worker: build a state in ``folder``, then turn as many ticks as each line of standard input says."""
     from tidemill.adapters.lmdb_online import LmdbOnline
-    from tidemill.engine.online import OnlineState
+    from tidemill.engine.feature.online import OnlineState
 
     common.pin(0)
     streams, store = Streams(users, rows), LmdbOnline(folder)
@@ -191,7 +191,7 @@ class Ours:
     def reopen(self) -> None:
         """Open the state as a server does."""
         from tidemill.adapters.lmdb_online import LmdbOnline
-        from tidemill.engine.lookup import Lookup
+        from tidemill.engine.feature.lookup import Lookup
 
         self.store = LmdbOnline(self.folder)
         self.lookup = Lookup(self.streams.model, self.store)
@@ -233,7 +233,7 @@ class Ours:
 
     def check(self) -> int:
         """Compare a sample with the offline features over all rows; return the number of values compared."""
-        from tidemill.engine.lookup import features_at
+        from tidemill.engine.feature.lookup import features_at
 
         requests = self.many(300)
         found, applied = self.lookup.features(requests)

@@ -54,9 +54,9 @@ from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier, XGBRegressor
 
 from tidemill.adapters.onnx_models import OnnxModels
-from tidemill.engine.encode import learn
-from tidemill.engine.form import Served, choose, columns_of
-from tidemill.engine.predict import Predictor
+from tidemill.engine.predict.encode import learn
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.train.form import Served, choose, columns_of
 from tidemill.kernels.predictors import IDENTITY, magnitude
 from tidemill.workspace import FORMS
 

@@ -247,7 +247,7 @@ def check(folder: Path, out: Path) -> dict[str, int]:
 
     import tidemill as tm
     from tidemill.base.schema import SEQ
-    from tidemill.engine.example import training_set
+    from tidemill.engine.example.example import training_set
 
     project = tm.open(folder)
     lake = project.workspace.lake

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tidemill.engine.clean import apply as apply
-    from tidemill.engine.join import join_asof as join_asof
-    from tidemill.engine.split import segregate as segregate
+    from tidemill.engine.evaluate.split import segregate as segregate
+    from tidemill.engine.feature.join import join_asof as join_asof
+    from tidemill.engine.table.clean import apply as apply
     from tidemill.project import open as open
     from tidemill.spec.check import between as between
     from tidemill.spec.check import holds as holds
@@ -91,9 +91,9 @@ _HOME = {
         "Canary", "Endpoint", "Monitor", "Policy", "System", "every", "on_drift", "on_drop", "psi", "worse_than",
     ),
     "tidemill.spec.time": ("after", "before"),
-    "tidemill.engine.clean": ("apply",),
-    "tidemill.engine.join": ("join_asof",),
-    "tidemill.engine.split": ("segregate",),
+    "tidemill.engine.table.clean": ("apply",),
+    "tidemill.engine.feature.join": ("join_asof",),
+    "tidemill.engine.evaluate.split": ("segregate",),
     "tidemill.project": ("open",),
 }  # fmt: skip
 _NAMES = {name: module for module, names in _HOME.items() for name in names}

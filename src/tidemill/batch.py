@@ -24,11 +24,11 @@ from tidemill.base.clock import parse_time, to_datetime
 from tidemill.base.errors import NotFoundError, RequestError
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, NAME, SEQ, SYSTEM_COLUMNS, TICK, TOMBSTONE
-from tidemill.engine import records
-from tidemill.engine.batch import Asking, FileQuestions, Predictions, TableQuestions, carry_through, predicted
-from tidemill.engine.build import PART_CELLS, Partitions, Plan, Report
-from tidemill.engine.partition import Need, needs, table_columns, table_views
-from tidemill.engine.table import TIME
+from tidemill.engine.example.batch import Asking, FileQuestions, Predictions, TableQuestions, carry_through, predicted
+from tidemill.engine.example.build import PART_CELLS, Partitions, Plan, Report
+from tidemill.engine.feature.partition import Need, needs, table_columns, table_views
+from tidemill.engine.predict import records
+from tidemill.engine.table.table import TIME
 from tidemill.ports.bulk import Chunk
 from tidemill.ports.lake import Commit, Lake
 from tidemill.ports.scratch import Scratch

@@ -24,24 +24,25 @@ from tidemill.base.clock import parse_time
 from tidemill.base.errors import NotFoundError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import SEQ, SYSTEM_COLUMNS, nearest
-from tidemill.engine import ledger, records
-from tidemill.engine.answered import answered
-from tidemill.engine.batch import moments
-from tidemill.engine.build import Partitions, Plan, build
-from tidemill.engine.example import TrainingSet, training_set
-from tidemill.engine.explain import libraries
-from tidemill.engine.feature import features
-from tidemill.engine.fingerprint import origins, recipe_fingerprint
-from tidemill.engine.live import jsonable
-from tidemill.engine.mill import Mill, Ports, tables_of
-from tidemill.engine.partition import needs
-from tidemill.engine.predict import Predictor
-from tidemill.engine.program import proofs
-from tidemill.engine.route import SHADOW
-from tidemill.engine.state import Version
-from tidemill.engine.table import visible
-from tidemill.engine.tally import report
-from tidemill.engine.train import Order, Report, Rival, train
+from tidemill.engine.check.fingerprint import origins, recipe_fingerprint
+from tidemill.engine.example import ledger
+from tidemill.engine.example.answered import answered
+from tidemill.engine.example.batch import moments
+from tidemill.engine.example.build import Partitions, Plan, build
+from tidemill.engine.example.example import TrainingSet, training_set
+from tidemill.engine.expression.program import proofs
+from tidemill.engine.feature.feature import features
+from tidemill.engine.feature.partition import needs
+from tidemill.engine.mill.mill import Mill, Ports, tables_of
+from tidemill.engine.parity.explain import libraries
+from tidemill.engine.predict import records
+from tidemill.engine.predict.live import jsonable
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.predict.route import SHADOW
+from tidemill.engine.predict.state import Version
+from tidemill.engine.table.table import visible
+from tidemill.engine.table.tally import report
+from tidemill.engine.train.train import Order, Report, Rival, train
 from tidemill.ports.executor import Executor, Job, Progress
 from tidemill.ports.lake import Fence
 from tidemill.ports.models import Models
@@ -99,7 +100,7 @@ class Project(Served):
         return frame if before is None else frame.filter(pl.col(SEQ) < before)
 
     def rows_so_far(self, name: str, *, before: int | None = None) -> pl.DataFrame:
-        """Return the same, as ``engine.feature`` takes it: a frame without columns when there has been no row."""
+        """Return the same, as the feature engine takes it: a frame without columns when there has been no row."""
         return (
             pl.DataFrame() if before == 0 or self.workspace.lake.head(name) is None else self.rows(name, before=before)
         )
@@ -154,7 +155,7 @@ class Project(Served):
         """Return the logged predictions of ``model`` asked in [since, until), with features, routes and labels.
 
         Times are ISO or microseconds. ``versions`` and ``routes`` keep only those; without routes, what shadows said is
-        left out. The columns are those of ``engine.answered``; labels are as known now. Rows in order of asking.
+        left out. The columns are those of ``answered``; labels are as known now. Rows in order of asking.
         """
         declared, lake = self.declared_model(model), self.workspace.lake
         there = set(lake.tables()) if self.workspace.exists else set()

@@ -18,16 +18,11 @@ from tidemill.adapters import adapter
 from tidemill.base.clock import FOREVER, SystemClock, VirtualClock, format_duration, format_time
 from tidemill.base.errors import WorkspaceError
 from tidemill.base.schema import SEQ
-from tidemill.engine import records
-from tidemill.engine.compare import Decisions, decisions, differences, figures, mature
-from tidemill.engine.encode import Encoding
-from tidemill.engine.example import ASKED_AT, examples
-from tidemill.engine.form import restore
-from tidemill.engine.ingest import Intake
-from tidemill.engine.interval import Interval
-from tidemill.engine.mill import Mill, Ports
-from tidemill.engine.predict import Predictor
-from tidemill.engine.rehearse import (
+from tidemill.engine.evaluate.interval import Interval
+from tidemill.engine.example.example import ASKED_AT, examples
+from tidemill.engine.mill.compare import Decisions, decisions, differences, figures, mature
+from tidemill.engine.mill.mill import Mill, Ports
+from tidemill.engine.mill.rehearse import (
     Difference,
     PastReader,
     Record,
@@ -38,8 +33,13 @@ from tidemill.engine.rehearse import (
     replay,
     seed,
 )
-from tidemill.engine.table import timeless
-from tidemill.engine.train import Order, Rival
+from tidemill.engine.predict import records
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.table.ingest import Intake
+from tidemill.engine.table.table import timeless
+from tidemill.engine.train.form import restore
+from tidemill.engine.train.train import Order, Rival
 from tidemill.ports.executor import Progress
 from tidemill.ports.reader import Reader
 from tidemill.project import TRAINING_THREADS, Project, carry_out

@@ -18,11 +18,11 @@ from tidemill.adapters.signing import open_key
 from tidemill.adapters.system_file import load_for_serving
 from tidemill.base.errors import NotFoundError
 from tidemill.base.schema import nearest
-from tidemill.engine.encode import Encoding
-from tidemill.engine.form import Forms, restore
-from tidemill.engine.predict import Predictor
-from tidemill.engine.program import trust
-from tidemill.engine.state import State, fold
+from tidemill.engine.expression.program import trust
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.predict.state import State, fold
+from tidemill.engine.train.form import Forms, restore
 from tidemill.ports.artefacts import Artefacts
 from tidemill.ports.journal import Journal
 from tidemill.ports.lake import Lake

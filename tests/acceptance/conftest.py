@@ -20,10 +20,10 @@ import pytest
 from sklearn.dummy import DummyClassifier
 
 import tidemill.project as projects
-from tidemill.engine.encode import Encoding
-from tidemill.engine.online import OnlineState
-from tidemill.engine.predict import Logged
-from tidemill.engine.records import PREDICTIONS
+from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Logged
+from tidemill.engine.predict.records import PREDICTIONS
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.ports.journal import Draft
 

@@ -31,9 +31,9 @@ from tidemill.adapters.process_executor import ProcessExecutor
 from tidemill.adapters.segment_log import SegmentLog, SegmentWriter
 from tidemill.adapters.sql_journal import SqlJournal
 from tidemill.base.errors import TidemillError
-from tidemill.engine import mill as mills
-from tidemill.engine.mill import Mill
-from tidemill.engine.state import fold
+from tidemill.engine.mill import mill as mills
+from tidemill.engine.mill.mill import Mill
+from tidemill.engine.predict.state import fold
 from tidemill.project import Project
 from tidemill.server.app import App, Limits
 from tidemill.server.listen import bind

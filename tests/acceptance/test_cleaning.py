@@ -13,8 +13,8 @@ import pytest
 
 from tidemill import project as projects
 from tidemill.base.clock import DAY, HOUR, format_time, parse_time
-from tidemill.engine.derive import cut_test
-from tidemill.engine.mill import Mill
+from tidemill.engine.mill.mill import Mill
+from tidemill.engine.table.derive import cut_test
 from tidemill.project import Project
 
 START = parse_time("2024-03-01")

@@ -26,8 +26,8 @@ import pytest
 
 import tidemill
 from tidemill.cli.main import COMMANDS
-from tidemill.engine.check import check
-from tidemill.engine.state import KINDS
+from tidemill.engine.check.check import check
+from tidemill.engine.predict.state import KINDS
 from tidemill.spec.system import System
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -14,8 +14,8 @@ from polars.testing import assert_frame_equal
 
 from tidemill import project as projects
 from tidemill.base.clock import DAY, HOUR, format_time, parse_time
-from tidemill.engine.online import OnlineState
-from tidemill.engine.state import fold
+from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.predict.state import fold
 
 SYSTEM = """
 import tidemill as tm

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from tidemill import project as projects
 from tidemill.base.clock import DAY, HOUR, MINUTE, VirtualClock, parse_time, to_datetime
 from tidemill.cli.main import main
-from tidemill.engine.rehearse import content
+from tidemill.engine.mill.rehearse import content
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.rehearsal import recorded, replay_record
 

@@ -29,10 +29,10 @@ from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.adapters.sql_journal import SqlJournal
 from tidemill.base.clock import DAY, HOUR, format_time, parse_time
 from tidemill.base.hashing import canonical
-from tidemill.engine.lookup import Lookup
-from tidemill.engine.online import OnlineState
-from tidemill.engine.records import FEEDBACK, PREDICTIONS
-from tidemill.engine.state import State, fold
+from tidemill.engine.feature.lookup import Lookup
+from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.predict.records import FEEDBACK, PREDICTIONS
+from tidemill.engine.predict.state import State, fold
 from tidemill.testing.histories import reading
 
 SYSTEM = """

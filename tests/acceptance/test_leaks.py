@@ -31,12 +31,12 @@ from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
 from tidemill.cli.flights import feeds
 from tidemill.cli.main import main
-from tidemill.engine.check import check
-from tidemill.engine.derive import cut_test, replay
-from tidemill.engine.example import training_set
-from tidemill.engine.feature import features
-from tidemill.engine.split import DataWarning, segregate
-from tidemill.engine.train import Order, Trained, train
+from tidemill.engine.check.check import check
+from tidemill.engine.evaluate.split import DataWarning, segregate
+from tidemill.engine.example.example import training_set
+from tidemill.engine.feature.feature import features
+from tidemill.engine.table.derive import cut_test, replay
+from tidemill.engine.train.train import Order, Trained, train
 from tidemill.spec.feature import View
 from tidemill.spec.model import Label, Model
 from tidemill.spec.source import Source, Table

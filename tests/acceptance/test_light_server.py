@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 import tidemill.project as projects
-from tidemill.engine.encode import learn
-from tidemill.engine.form import choose
-from tidemill.engine.online import OnlineState
-from tidemill.engine.predict import Predictor
+from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.predict.encode import learn
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.train.form import choose
 from tidemill.ports.journal import Draft
 from tidemill.workspace import FORMS
 

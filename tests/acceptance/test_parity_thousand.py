@@ -21,12 +21,12 @@ from tidemill import project as projects
 from tidemill.base.clock import DAY, HOUR, parse_time, to_datetime
 from tidemill.base.schema import KNOWN_AT, SEQ
 from tidemill.cli.flights import feeds
-from tidemill.engine.feature import features
-from tidemill.engine.ledger import request_frame
-from tidemill.engine.mill import tables_of
-from tidemill.engine.parity import compare, derive, same
-from tidemill.engine.plain import plain
-from tidemill.engine.records import PREDICTIONS
+from tidemill.engine.example.ledger import request_frame
+from tidemill.engine.feature.feature import features
+from tidemill.engine.mill.mill import tables_of
+from tidemill.engine.parity.parity import compare, derive, same
+from tidemill.engine.predict.records import PREDICTIONS
+from tidemill.engine.table.plain import plain
 from tidemill.project import Project
 from tidemill.server.main import serving
 from tidemill.spec.model import Model

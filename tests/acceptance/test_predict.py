@@ -19,7 +19,7 @@ from tidemill import project as projects
 from tidemill.base.clock import DAY, HOUR, SECOND, SystemClock, parse_time
 from tidemill.base.errors import LeaseHeldError, RequestError, SourceError, WorkspaceError
 from tidemill.cli.main import main
-from tidemill.engine import build
+from tidemill.engine.example import build
 from tidemill.ports.executor import Progress
 from tidemill.project import Project
 
@@ -324,8 +324,8 @@ from pathlib import Path
 from tidemill import batch, project as projects
 from tidemill.adapters.arrow_scratch import ArrowScratch
 from tidemill.cli.main import main
-from tidemill.engine import build
-from tidemill.engine.batch import Predictions
+from tidemill.engine.example import build
+from tidemill.engine.example.batch import Predictions
 
 what, folder, source, output, puts = sys.argv[1:]
 batch._CHUNK_ROWS, build.WHOLE_CELLS, build.PART_CELLS = 64, 500, 1_500

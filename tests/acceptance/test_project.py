@@ -13,7 +13,7 @@ from tidemill import project as projects
 from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import LeaseHeldError, NotFoundError, WorkspaceError
-from tidemill.engine.mill import Mill
+from tidemill.engine.mill.mill import Mill
 from tidemill.project import Project
 
 START = parse_time("2024-03-01")

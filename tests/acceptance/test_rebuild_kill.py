@@ -16,8 +16,8 @@ from tidemill.adapters.lmdb_online import LmdbOnline
 from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.clock import HOUR, MINUTE
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
-from tidemill.engine import online
-from tidemill.engine.online import OnlineState
+from tidemill.engine.feature import online
+from tidemill.engine.feature.online import OnlineState
 from tidemill.spec.feature import View
 from tidemill.testing.histories import ORIGIN, TIME, reading
 

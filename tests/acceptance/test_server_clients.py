@@ -20,9 +20,9 @@ import pytest
 from click.testing import CliRunner
 
 from tidemill.cli.main import main
-from tidemill.engine.ledger import drain
-from tidemill.engine.records import PREDICTIONS, sampled
-from tidemill.engine.route import Arm, choose, route
+from tidemill.engine.example.ledger import drain
+from tidemill.engine.predict.records import PREDICTIONS, sampled
+from tidemill.engine.predict.route import Arm, choose, route
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.ports.journal import Draft
 
@@ -341,7 +341,7 @@ def test_a_key_meets_the_same_version_in_every_process() -> None:
     shared = route("late", [Arm("canary", 2, 0.5)])
     said = [choose(shared, [f"k{number}", number, None, True]) is not None for number in range(32)]
     code = (
-        "from tidemill.engine.route import *; r = route('late', [Arm('canary', 2, 0.5)]);"
+        "from tidemill.engine.predict.route import *; r = route('late', [Arm('canary', 2, 0.5)]);"
         "print([choose(r, [f'k{n}', n, None, True]) is not None for n in range(32)])"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tidemill.engine.records import PREDICTIONS
+from tidemill.engine.predict.records import PREDICTIONS
 
 #: Runs the server and notes, in the file that its first argument names, how long a file was that has been synced.
 NOTING = """

@@ -13,7 +13,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
 from tidemill.adapters.compilers import Compilers
 from tidemill.base.errors import NotCompiledError
-from tidemill.engine import form
+from tidemill.engine.train import form
 from tidemill.ports.models import Compiler
 from tidemill.testing.predictor_suite import Make, PredictorSuite, Target
 

@@ -42,9 +42,9 @@ from threadpoolctl import threadpool_limits
 from xgboost import XGBClassifier, XGBRegressor
 
 from tidemill.adapters.compilers import Compilers
-from tidemill.engine import form
-from tidemill.engine.encode import Encoding
-from tidemill.engine.predict import Predictor
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.train import form
 from tidemill.kernels import predictors
 from tidemill.testing.predictor_suite import labels, rows
 

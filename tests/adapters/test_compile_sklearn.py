@@ -46,7 +46,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from tidemill.adapters.compilers import Compilers
 from tidemill.base.errors import NotCompiledError
-from tidemill.engine import form
+from tidemill.engine.train import form
 from tidemill.ports.models import Compiler
 from tidemill.testing.predictor_suite import Make, PredictorSuite, Target
 

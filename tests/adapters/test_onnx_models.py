@@ -16,9 +16,9 @@ from tidemill.adapters.compilers import Compilers
 from tidemill.adapters.memory_models import MemoryModels
 from tidemill.adapters.onnx_models import OnnxModels
 from tidemill.base.errors import ArtefactError, NotCompiledError
-from tidemill.engine.encode import learn
-from tidemill.engine.form import Forms, choose, restore
-from tidemill.engine.predict import Predictor
+from tidemill.engine.predict.encode import learn
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.train.form import Forms, choose, restore
 from tidemill.testing.predictor_suite import labels, rows
 
 FORMS = Forms(Compilers, OnnxModels)

@@ -16,11 +16,11 @@ from tidemill.adapters.memory_journal import MemoryJournal
 from tidemill.adapters.memory_log import MemoryLog
 from tidemill.adapters.memory_online import MemoryOnline
 from tidemill.base.errors import WorkspaceError
-from tidemill.engine.encode import Encoding
-from tidemill.engine.layout import Applied
-from tidemill.engine.predict import Logged, Predictor
-from tidemill.engine.records import FEEDBACK, PREDICTIONS
-from tidemill.engine.serving import Serving
+from tidemill.engine.feature.layout import Applied
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Logged, Predictor
+from tidemill.engine.predict.records import FEEDBACK, PREDICTIONS
+from tidemill.engine.predict.serving import Serving
 from tidemill.ports.journal import Draft, Entry
 from tidemill.ports.online import Online, Snapshot
 from tidemill.spec.model import Model

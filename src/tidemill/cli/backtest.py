@@ -19,7 +19,7 @@ from tidemill.base.errors import TidemillError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, section
 from tidemill.cli.words import figure, when
-from tidemill.engine.rehearse import Difference
+from tidemill.engine.mill.rehearse import Difference
 from tidemill.ports.journal import Entry
 from tidemill.rehearsal import Backtest, Rehearsed, asking, backtest, past_of, period, recorded, replay_record
 from tidemill.spec.system import Policy, Trigger, every, on_drift, on_drop

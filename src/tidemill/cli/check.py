@@ -15,9 +15,9 @@ from tidemill.base.clock import SystemClock
 from tidemill.base.errors import DeclarationError, Fault
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, faults_json, print_faults
-from tidemill.engine.check import check, installation, uncompiled, warnings
-from tidemill.engine.contract import contract_of
-from tidemill.engine.peek import Seen, cut_faults
+from tidemill.engine.check.check import check, installation, uncompiled, warnings
+from tidemill.engine.check.peek import Seen, cut_faults
+from tidemill.engine.table.contract import contract_of
 from tidemill.ports.lake import Commit
 from tidemill.project import Project
 from tidemill.spec.source import Push, Source, Table

@@ -12,7 +12,7 @@ from tidemill.base.clock import format_time, parse_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, open_running, section
 from tidemill.cli.words import figure, serving, when
-from tidemill.engine.state import ModelState
+from tidemill.engine.predict.state import ModelState
 from tidemill.project import Project
 
 

@@ -14,7 +14,7 @@ from tidemill.base.hashing import canonical
 from tidemill.cli.common import json_option, project_option
 from tidemill.cli.layout import console, grid, open_running
 from tidemill.cli.words import decisions, sentence, when
-from tidemill.engine.state import KINDS
+from tidemill.engine.predict.state import KINDS
 from tidemill.ports.journal import Entry
 
 _FOLLOW_SECONDS = 0.5

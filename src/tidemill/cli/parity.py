@@ -21,8 +21,8 @@ from tidemill.base.errors import NotFoundError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, open_running, section
 from tidemill.cli.rederive import Rederiving, Tell
-from tidemill.engine import records
-from tidemill.engine.parity import BOUND, CAUSES, Parity, enough, sample
+from tidemill.engine.parity.parity import BOUND, CAUSES, Parity, enough, sample
+from tidemill.engine.predict import records
 from tidemill.project import Project
 
 _TIME = "2013-10-01 or 2013-10-01T06:00Z"

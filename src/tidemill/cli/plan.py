@@ -16,9 +16,9 @@ from tidemill.cli.check import inspect
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, faults_json, grid, print_faults, probe, section
 from tidemill.cli.words import serving
-from tidemill.engine.check import installation
-from tidemill.engine.plan import Built, BuiltModel, BuiltTable, plan
-from tidemill.engine.state import State
+from tidemill.engine.check.check import installation
+from tidemill.engine.check.plan import Built, BuiltModel, BuiltTable, plan
+from tidemill.engine.predict.state import State
 from tidemill.project import Project
 from tidemill.spec.source import Source
 

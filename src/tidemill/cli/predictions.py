@@ -11,7 +11,7 @@ import polars as pl
 from tidemill.base.errors import TidemillError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running
-from tidemill.engine.live import jsonable
+from tidemill.engine.predict.live import jsonable
 
 _SHOWN = 20
 

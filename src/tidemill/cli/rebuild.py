@@ -12,7 +12,7 @@ from tidemill.cli.asking import ask, wait
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, open_running
 from tidemill.cli.words import rebuild as words
-from tidemill.engine.freshness import freshness
+from tidemill.engine.feature.freshness import freshness
 from tidemill.project import Project
 
 _LOOK_SECONDS = 0.25

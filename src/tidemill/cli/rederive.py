@@ -9,9 +9,9 @@ import polars as pl
 
 from tidemill.base.errors import NotFoundError
 from tidemill.cli.plan import recipes_declared
-from tidemill.engine.explain import Past, explain, late, states
-from tidemill.engine.fingerprint import recipe
-from tidemill.engine.parity import Difference, Parity, compare, derive, differences, summary
+from tidemill.engine.check.fingerprint import recipe
+from tidemill.engine.parity.explain import Past, explain, late, states
+from tidemill.engine.parity.parity import Difference, Parity, compare, derive, differences, summary
 from tidemill.project import Project
 from tidemill.spec.feature import OnDemand
 from tidemill.workspace import dtype_from_text

@@ -12,8 +12,8 @@ from tidemill.cli.asking import ask, wait
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, section
 from tidemill.cli.words import when
-from tidemill.engine.canary import asked_for
-from tidemill.engine.route import CANARY, CHAMPION
+from tidemill.engine.monitor.canary import asked_for
+from tidemill.engine.predict.route import CANARY, CHAMPION
 
 
 @click.group(name="route", short_help="Share a model's questions out: canary, A/B, shadow.")

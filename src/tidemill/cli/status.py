@@ -14,10 +14,10 @@ from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, fo
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
 from tidemill.cli.words import figure, rebuild, sentence, serving, when
-from tidemill.engine.freshness import freshness
-from tidemill.engine.records import RESERVED_TABLES
-from tidemill.engine.state import ModelState, State, fold
-from tidemill.engine.tally import report
+from tidemill.engine.feature.freshness import freshness
+from tidemill.engine.predict.records import RESERVED_TABLES
+from tidemill.engine.predict.state import ModelState, State, fold
+from tidemill.engine.table.tally import report
 from tidemill.ports.journal import Entry
 from tidemill.project import Project
 from tidemill.spec.feature import OnDemand

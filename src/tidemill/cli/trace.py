@@ -20,12 +20,13 @@ from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, section
 from tidemill.cli.rederive import Rederiving
 from tidemill.cli.words import sentence
-from tidemill.engine import ledger, records
-from tidemill.engine.example import ASKED_AT, LABEL, STATUS, labels
-from tidemill.engine.fingerprint import recipe_fingerprint
-from tidemill.engine.ledger import key_frame
-from tidemill.engine.table import TIME
-from tidemill.engine.trace import lineage
+from tidemill.engine.check.fingerprint import recipe_fingerprint
+from tidemill.engine.example import ledger
+from tidemill.engine.example.example import ASKED_AT, LABEL, STATUS, labels
+from tidemill.engine.example.ledger import key_frame
+from tidemill.engine.parity.trace import lineage
+from tidemill.engine.predict import records
+from tidemill.engine.table.table import TIME
 from tidemill.project import Project
 
 _STATUS = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.base.clock import SECOND, format_duration, format_time
-from tidemill.engine.route import Route
+from tidemill.engine.predict.route import Route
 from tidemill.ports.journal import Entry
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tidemill import batch
 from tidemill import project as projects
 from tidemill.adapters import adapter
-from tidemill.engine.build import Partitions, Plan
+from tidemill.engine.example.build import Partitions, Plan
 
 
 def run(payload: dict[str, Any], _: object) -> dict[str, Any]:

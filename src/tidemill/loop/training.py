@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tidemill import project as projects
-from tidemill.engine.train import Order
+from tidemill.engine.train.train import Order
 from tidemill.ports.executor import Progress
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from tidemill.base.clock import SECOND, Clock
-from tidemill.engine.mill import Mill, Turned
+from tidemill.engine.mill.mill import Mill, Turned
 
 
 def next_tick(now: int, period: int, last: int | None) -> int:

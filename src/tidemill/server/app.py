@@ -25,10 +25,10 @@ from tidemill import __version__
 from tidemill.base.clock import SECOND, format_time
 from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError
 from tidemill.base.schema import nearest
-from tidemill.engine.live import Kept
-from tidemill.engine.route import PLAIN
-from tidemill.engine.serving import Serving
-from tidemill.engine.turn import Turn
+from tidemill.engine.predict.live import Kept
+from tidemill.engine.predict.route import PLAIN
+from tidemill.engine.predict.serving import Serving
+from tidemill.engine.predict.turn import Turn
 from tidemill.server import infer, openapi
 from tidemill.server.access import AccessLog
 from tidemill.server.message import LATER, RefusedError, Reply, Request, encode, fault

@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.errors import RequestError
-from tidemill.engine.live import Answer, Live
-from tidemill.engine.request import MAX_ROWS
+from tidemill.engine.predict.live import Answer, Live
+from tidemill.engine.predict.request import MAX_ROWS
 from tidemill.server.message import BINARY, Reply, encode
 
 #: The header that says how many bytes of a body are JSON, where binary tensors follow.

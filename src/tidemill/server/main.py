@@ -25,9 +25,9 @@ import uvloop
 
 from tidemill.base.clock import SECOND
 from tidemill.base.errors import TidemillError
-from tidemill.engine.lookup import Lookup
-from tidemill.engine.records import RESERVED_TABLES
-from tidemill.engine.serving import Serving
+from tidemill.engine.feature.lookup import Lookup
+from tidemill.engine.predict.records import RESERVED_TABLES
+from tidemill.engine.predict.serving import Serving
 from tidemill.server.access import AccessLog
 from tidemill.server.app import App, log
 from tidemill.server.listen import BACKLOG, bind

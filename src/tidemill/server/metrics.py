@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tidemill.engine import live
+from tidemill.engine.predict import live
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from tidemill import __version__
-from tidemill.engine.live import Live
-from tidemill.engine.request import MAX_ROWS, bounds
-from tidemill.engine.serving import Serving
+from tidemill.engine.predict.live import Live
+from tidemill.engine.predict.request import MAX_ROWS, bounds
+from tidemill.engine.predict.serving import Serving
 from tidemill.spec.source import Push
 
 _JSON = "application/json"

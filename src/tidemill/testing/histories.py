@@ -24,7 +24,7 @@ TIME = pl.Datetime("us", "UTC")
 
 
 def reading(tables: Mapping[str, pl.DataFrame]) -> Callable[[str, Sequence[str], int, int], pl.DataFrame]:
-    """Return what reads some columns of some rows of ``tables``, as the lake does: see ``engine.online.Read``."""
+    """Return what reads some columns of some rows of ``tables``, as the lake does: see ``online.Read``."""
     return lambda table, columns, since, limit: tables[table].select(columns)[since : since + limit]
 
 

@@ -88,7 +88,7 @@ def _fit(suite: type[PredictorSuite], name: str) -> tuple[Any, pl.DataFrame]:
 class PredictorSuite:
     """Inherit as ``class TestX(PredictorSuite)``; set ``compiler`` and ``estimators``: name -> (make, target).
 
-    ``engine`` is the module ``tidemill.engine.form``, which accepts forms and which this layer does not import.
+    ``engine`` is the module ``tidemill.engine.train.form``, which accepts forms and which this layer does not import.
     """
 
     engine: ClassVar[ModuleType]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import tidemill as tm
 from tidemill.base.errors import TidemillError
-from tidemill.engine.encode import Encoding
-from tidemill.engine.predict import Predictor
+from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.predict.predict import Predictor
 from tidemill.server.app import INLINE, App, Limits
 from tidemill.server.message import Reply as Made
 from tidemill.server.message import Request

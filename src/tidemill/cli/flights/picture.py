@@ -17,8 +17,8 @@ from rich.text import Text
 
 from tidemill.base.clock import DAY, format_time
 from tidemill.cli.words import decisions, figure, when
-from tidemill.engine.mill import Mill, Turned
-from tidemill.engine.state import State
+from tidemill.engine.mill.mill import Mill, Turned
+from tidemill.engine.predict.state import State
 
 _NOTES = (
     "Each report of a landing comes 0 to 90 minutes late, by a hash of its flight; 0.5 % are corrected days later.",

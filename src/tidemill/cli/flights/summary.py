@@ -14,13 +14,13 @@ from rich.text import Text
 from tidemill.base.clock import DAY
 from tidemill.cli.flights.picture import Scene
 from tidemill.cli.words import when
-from tidemill.engine import records
-from tidemill.engine.example import ASKED_AT
-from tidemill.engine.interval import Interval, interval
-from tidemill.engine.mill import tables_of
-from tidemill.engine.outcome import feature_frame, outcomes, predictions, truth
-from tidemill.engine.predict import Predictor
-from tidemill.engine.train import fit
+from tidemill.engine.evaluate.interval import Interval, interval
+from tidemill.engine.example.example import ASKED_AT
+from tidemill.engine.example.outcome import feature_frame, outcomes, predictions, truth
+from tidemill.engine.mill.mill import tables_of
+from tidemill.engine.predict import records
+from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.train.train import fit
 from tidemill.project import Project
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model

@@ -1,6 +1,6 @@
 /* Features of one group of online state at one time, straight from its packed versions.
  *
- * engine/layout.py says how versions are packed: a head and blocks of records in order of (time, known, seq), a
+ * engine/feature/layout.py says how versions are packed: a head and blocks of records in order of (time, known, seq), a
  * directory that lists the blocks. A plan is made once for a view; an answer then is one pass over the rows from the
  * newest back for each value, which serves all its windows, since the rows of a shorter one end those of a longer.
  * A block that lies wholly inside a window and is wholly visible enters by its summary. Sums are exact (exact.h), so
@@ -1158,7 +1158,7 @@ done:
     return pair;
 }
 
-/* Shelves (engine/shelf.py) --------------------------------------------------------------------------------------- */
+/* Shelves (engine/feature/shelf.py) --------------------------------------------------------------------------------------- */
 
 static int fields_of(PyObject *record, size_t *fields) {
     if (!PyBytes_Check(record)) {

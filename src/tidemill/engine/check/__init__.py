@@ -1,0 +1,1 @@
+"""Check and plan: what is wrong with a declaration, and what it would change."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, splits, profiles, and the gate."""

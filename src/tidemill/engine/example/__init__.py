@@ -1,0 +1,1 @@
+"""Examples and labels, the ledger of predictions, and both many rows at a time."""

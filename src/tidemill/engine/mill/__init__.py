@@ -1,0 +1,1 @@
+"""The mill: ticks, policy, and the past rehearsed."""

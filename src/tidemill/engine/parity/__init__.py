@@ -1,0 +1,1 @@
+"""Parity: predictions derived again, differences explained, and the proof before promotion."""

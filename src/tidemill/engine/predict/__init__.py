@@ -1,0 +1,1 @@
+"""Predictions: requests, routes, and the versions that the journal says answer."""

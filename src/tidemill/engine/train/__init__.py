@@ -1,0 +1,1 @@
+"""Training, and the form in which what was trained is served."""
