@@ -53,7 +53,7 @@ def cleaned_schema(where: str, table: Table, schema: Schema) -> tuple[Schema | N
     for step in table.steps:
         for expression in _expressions(step):
             if all(name in frame.columns for name in expression.columns) and reads_other_rows(
-                expression.polars, frame.drop(KNOWN_AT).schema
+                expression, frame.drop(KNOWN_AT).schema
             ):
                 what = f"its step '{label(step)}' has an expression that reads other rows."
                 return None, [Fault(where, what, "Use functions of the row itself, or a step that looks back.")]

@@ -11,6 +11,7 @@ import polars as pl
 
 from tidemill.base.errors import Fault
 from tidemill.base.schema import nearest
+from tidemill.engine.expression.expression import evaluate
 from tidemill.engine.table.contract import normal
 from tidemill.spec.expression import Expression
 from tidemill.spec.source import Source, Table
@@ -97,7 +98,7 @@ def expression(
         return None, [Fault(where, f"{what} does not work on {title(table)}: {first_line(error)}.", "")]
     if result.width != 1:
         return None, [Fault(where, f"{what} yields {result.width} columns.", "Write one expression a column.")]
-    if value.columns and reads_other_rows(value.polars, schema):
+    if value.columns and reads_other_rows(value, schema):
         do = "Use only functions of the row itself; tm.Aggregation looks at other rows without a leak."
         return None, [Fault(where, f"{what} depends on other rows of the batch it is computed in.", do)]
     return result.dtypes[0], []
@@ -135,14 +136,15 @@ def _sample(schema: Schema) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
-def reads_other_rows(value: pl.Expr, schema: Schema) -> bool:
+def reads_other_rows(value: Expression, schema: Schema) -> bool:
     """Tell whether the expression gives made-up rows other values together than one by one."""
     rows = _sample(schema)
     try:
-        together = rows.select(value).to_series()
-        alone = [rows.slice(place, 1).select(value).to_series() for place in range(rows.height)]
+        plain = [part.select(value.polars).height for part in (rows, rows[:1])]
+        together = evaluate(rows, {"value": value}).to_series()
+        alone = [evaluate(rows.slice(place, 1), {"value": value}).to_series() for place in range(rows.height)]
     except Exception:
         return False  # it does not take made-up values (parsing, say), so nothing can be told
-    if together.len() != rows.height or any(each.len() != 1 for each in alone):
+    if plain != [rows.height, 1]:
         return True
     return not together.equals(pl.concat(alone), check_dtypes=True, null_equal=True)

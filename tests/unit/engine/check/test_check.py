@@ -485,6 +485,12 @@ def test_each_fault_is_found(case: str) -> None:
     assert any(expected in text for text in found), found
 
 
+@pytest.mark.parametrize("divide", [lambda x: x / 3, lambda x: 1 / (x / 7 + 2) // 3, lambda x: (x / 49) % 0.1])
+def test_a_division_reads_its_own_row(divide: Callable[[pl.Expr], pl.Expr]) -> None:
+    """Over many rows Polars divides by a number otherwise than on one; what is declared is the value on one."""
+    assert not texts(check(with_view(tm.OnDemand("o", {"d": divide(pl.col("distance"))})), SCHEMAS))
+
+
 def test_all_faults_come_at_once_in_order_of_declaration() -> None:
     reports = arrivals(key=(), checks=[tm.not_null("orign")])
     wrong = system(
