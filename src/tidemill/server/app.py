@@ -168,6 +168,7 @@ class App:
 
     def _find(self, request: Request) -> tuple[str, _Handler, str, str]:
         """Return the route, what answers it, and the name and the version in the path."""
+        self._turn.release()
         path, method = request.path, request.method
         parts = path.split("/")
         name = version = ""
@@ -260,7 +261,11 @@ class App:
                 loop = asyncio.get_running_loop()
                 if not self._serving.loaded(name, version):
                     await loop.run_in_executor(self._journal, self._serving.load, name, version)
-                kept, reply, encoding = work(None) if short else await loop.run_in_executor(self._batches, work, None)
+                if short:
+                    self._turn.release()
+                    kept, reply, encoding = work(None)
+                else:
+                    kept, reply, encoding = await loop.run_in_executor(self._batches, work, None)
                 await self._durable(kept.synced)
         return self._said(request, name, kept, reply, encoding)
 
@@ -429,6 +434,7 @@ class App:
         return Reply(200, render(workers), content_type=CONTENT_TYPE)
 
     def _told(self) -> Told:
+        self._turn.release()
         return Told(self._serving.applied, [*self._metrics.families(), *self._gauges()])
 
     def _gauges(self) -> list[Family]:

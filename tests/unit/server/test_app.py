@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,6 +250,43 @@ def test_answers_of_a_turn_share_one_write_and_one_snapshot(quick: Any, monkeypa
     assert [each.id for each in quick.predictions()] == ids
     assert app.settle() is None
     assert len(quick.predictions()) == 5
+
+
+def test_the_loop_never_holds_two_snapshots(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that has to take a new size would wait for the first while the second is being opened."""
+    app = App(quick.serving)
+    held: list[int] = []
+    inner = quick.online.snapshot
+
+    @contextmanager
+    def snapshot() -> Iterator[Any]:
+        held.append(1)
+        assert len(held) == 1
+        try:
+            with inner() as found:
+                yield found
+        finally:
+            held.pop()
+
+    monkeypatch.setattr(quick.online, "snapshot", snapshot)
+    kinds = {"id": "BYTES", "x": "FP64", "n": "INT64", "ok": "BOOL", "at": "INT64"}
+    inputs = [{"name": name, "shape": [1], "datatype": kind, "data": [ROW[name]]} for name, kind in kinds.items()]
+    for method, path, body in (
+        ("POST", "/v1/models/risk/predict", {"rows": [ROW, ROW]}),
+        ("POST", "/v1/models/cost/predict", {name: ROW[name] for name in ("id", "x", "n")}),
+        ("POST", "/v2/models/risk/infer", {"inputs": inputs}),
+        ("GET", "/v1/health", None),
+        ("GET", "/v1/ready", None),
+        ("GET", "/metrics", None),
+    ):
+        first = app.answer(Request("POST", "/v1/models/risk/predict", None, json.dumps(ROW).encode()))
+        assert isinstance(first, Made)
+        assert len(held) == 1
+        said = app.answer(Request(method, path, None, json.dumps(body).encode() if body else b""))
+        assert isinstance(said, Made)
+        assert (said.status, len(held)) == (200, 0), path
+    app.settle()
+    assert len(quick.predictions()) == 6 + 2 + 1 + 1
 
 
 def test_an_answer_that_cannot_be_logged_does_not_go_out(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -283,6 +283,8 @@ class Serving:
         rows, where = live.rows.objects(body)
         if live.single and not where:
             return self._single(live, live.rows.row(rows[0]), nonce, began, turn)
+        if turn is not None:
+            turn.release()
         frame = live.rows.frame(rows, where)
         return self.answer(live, frame, nonce=nonce, parsing=time.perf_counter() - began)
 
