@@ -22,19 +22,17 @@ from functools import partial
 from typing import Any
 
 from tidemill import __version__
-from tidemill.base.clock import SECOND, format_time
+from tidemill.base.clock import SECOND
 from tidemill.base.errors import NotFoundError, NotReadyError, RequestError, TidemillError
 from tidemill.base.schema import nearest
 from tidemill.engine.predict.live import Kept
-from tidemill.engine.predict.route import PLAIN
 from tidemill.engine.predict.serving import Serving
 from tidemill.engine.predict.turn import Turn
-from tidemill.server import infer, openapi
+from tidemill.server import describe, infer, openapi
 from tidemill.server.access import AccessLog
 from tidemill.server.message import LATER, RefusedError, Reply, Request, encode, fault
-from tidemill.server.metrics import CONTENT_TYPE, Family, Metrics, gauge, render
+from tidemill.server.metrics import CONTENT_TYPE, Metrics, gauge, render
 from tidemill.server.peers import Peers, Told
-from tidemill.spec.feature import OnDemand
 from tidemill.spec.system import Endpoint
 
 #: Bytes of a body up to which a request is answered in the event loop's thread.
@@ -340,29 +338,13 @@ class App:
     # What is served, and how it is
 
     def _list_models(self, _: Request, __: str, ___: str) -> Reply:
-        return Reply(200, encode({"models": [self._describe(model.name) for model in self._serving.system.models]}))
+        return Reply(
+            200,
+            encode({"models": [describe.model(self._serving, model.name) for model in self._serving.system.models]}),
+        )
 
     def _show_model(self, _: Request, name: str, __: str) -> Reply:
-        return Reply(200, encode(self._describe(name)))
-
-    def _describe(self, name: str) -> dict[str, Any]:
-        model = self._serving.model(name)
-        live = self._serving.lives.get(name)
-        known = self._serving.state.model(name)
-        described: dict[str, Any] = {
-            "model": name,
-            "task": model.task,
-            "key": model.examples.key,
-            "champion": None,
-            "route": None if known.route == PLAIN else known.route.as_json(),
-            "versions": len(known.versions),
-            "trouble": self._serving.troubles.get(name),
-        }
-        if live:
-            described["champion"] = {"version": live.champion.version, "training": live.champion.training}
-            described["classes"] = live.champion.predictor.encoding.classes
-            described["columns"] = {column: str(dtype) for column, dtype in live.rows.schema.items()}
-        return described
+        return Reply(200, encode(describe.model(self._serving, name)))
 
     def _show_inputs(self, _: Request, name: str, version: str) -> Reply | _Later:
         self._number(name, version)
@@ -400,34 +382,9 @@ class App:
             self._document = self._serving.applied, encode(openapi.document(self._serving))
         return Reply(200, self._document[1])
 
-    def _behind(self) -> dict[str, int]:
-        """Return for each table how many committed rows the online state has not applied."""
-        applied = self._serving.watermark()
-        seen = dict(applied.next_seq) if applied else {}
-        rows = self._serving.state.rows
-        tables = {view.table.name for view in self._serving.system.views if not isinstance(view, OnDemand)}
-        return {table: max(rows.get(table, 0) - seen.get(table, 0), 0) for table in sorted(tables)}
-
     def _health(self, _: Request, __: str, ___: str) -> Reply:
-        applied = self._serving.watermark()
-        behind = self._behind()
-        views = {
-            view.name: {"table": view.table.name, "rows_behind": behind[view.table.name]}
-            for view in self._serving.system.views
-            if not isinstance(view, OnDemand)
-        }
         workers = {name: told.applied for name, told in self._peers.all(Told(self._serving.applied, [])).items()}
-        health = {
-            "alive": True,
-            "journal": min(workers.values()),
-            "workers": workers,
-            "watermark": format_time(applied.t) if applied else None,
-            "views": views,
-            "champions": {name: live.champion.version for name, live in self._serving.lives.items()},
-            "routes": {name: live.route.as_json() for name, live in self._serving.lives.items() if live.route != PLAIN},
-            "troubles": dict(self._serving.troubles),
-        }
-        return Reply(200, encode(health))
+        return Reply(200, encode(describe.health(self._serving, workers)))
 
     def _show_metrics(self, _: Request, __: str, ___: str) -> Reply:
         workers = {name: told.families for name, told in self._peers.all(self._told()).items()}
@@ -435,46 +392,15 @@ class App:
 
     def _told(self) -> Told:
         self._turn.release()
-        return Told(self._serving.applied, [*self._metrics.families(), *self._gauges()])
-
-    def _gauges(self) -> list[Family]:
-        serving = self._serving
-        applied = serving.watermark()
-        failures = [
-            ("", {"model": model, "version": version}, float(count))
-            for (model, version), count in sorted(serving.failures.items())
-        ]
-        behind = max(serving.state.number - (applied.journal if applied else 0), 0)
-        views = serving.freshness().views
-        events = {name: fresh.event_time for name, fresh in views.items()}
-        knowns = {name: fresh.known_at for name, fresh in views.items()}
-        return [
-            Family("tidemill_trial_failures_total", "counter", "Failures of arms and shadows.", failures),
-            gauge("tidemill_journal_applied", "Journal entry served by.", [({}, serving.applied)]),
-            gauge("tidemill_journal_behind", "Journal entries that online state has not applied.", [({}, behind)]),
-            gauge(
-                "tidemill_watermark_seconds",
-                "Time as of which questions are answered, seconds since the epoch.",
-                [({}, applied.t / 1e6)] if applied else [],
-            ),
-            gauge(
-                "tidemill_view_event_seconds",
-                "Newest event time among the rows that a feature view has taken in, seconds since the epoch.",
-                [({"view": name}, at / 1e6) for name, at in sorted(events.items()) if at is not None],
-            ),
-            gauge(
-                "tidemill_view_known_seconds",
-                "Newest known-at among the rows that a feature view has taken in, seconds since the epoch.",
-                [({"view": name}, at / 1e6) for name, at in sorted(knowns.items()) if at is not None],
-            ),
-            gauge(
-                "tidemill_rows_behind",
-                "Committed rows of a table that online state has not applied.",
-                [({"table": table}, rows) for table, rows in self._behind().items()],
-            ),
-            gauge("tidemill_in_flight", "Requests being worked on.", [({}, self._in_flight)]),
-            gauge("tidemill_connections", "Open connections.", [({}, self.connections())]),
-        ]
+        return Told(
+            self._serving.applied,
+            [
+                *self._metrics.families(),
+                *describe.gauges(self._serving),
+                gauge("tidemill_in_flight", "Requests being worked on.", [({}, self._in_flight)]),
+                gauge("tidemill_connections", "Open connections.", [({}, self.connections())]),
+            ],
+        )
 
     # The server's life
 
