@@ -3,12 +3,11 @@
 The state is brought from tick to tick; after a tick, questions are answered at ``t = tick + 1`` microsecond, so that
 all that was known at the tick is visible. For each view and each value of its ``by`` columns (a group) it holds the
 versions that can still matter at ``t`` or later, with the times of their validity and the values that the view reads,
-packed as in ``engine/feature/layout.py``; ``engine/feature/lookup.py`` answers from them.
+packed as in ``layout.py``; ``lookup.py`` answers from them.
 
-A version that arrives ends the validity of another of its key, which may lie in another group. So for each key there is
-a record of its versions that are not past, and of the groups they went to. Rows known in the future lie there with the
-rest until their time. What can never matter again is dropped when its group or key is touched, and, for the others, by
-a sweep that goes round the state a stretch at a time, faster than rows arrive.
+A version that arrives ends the validity of another of its key (``arrivals.py``), of which there is a record. Rows known
+in the future lie there with the rest until their time. What can never matter again is dropped when its group or key is
+touched, and, for the others, by a sweep that goes round the state a stretch at a time, faster than rows arrive.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -25,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tidemill.base.clock import FOREVER
 from tidemill.base.errors import WorkspaceError
-from tidemill.base.schema import KNOWN_AT, SEQ, TOMBSTONE
-from tidemill.engine.feature.feature import TableView, Versions, by_version, keys, prepare, reach
+from tidemill.base.schema import KNOWN_AT
+from tidemill.engine.feature.arrivals import Arrivals, Validity, matters
+from tidemill.engine.feature.feature import TableView, Versions
 from tidemill.engine.feature.freshness import Rebuilding
 from tidemill.engine.feature.layout import (
     FRESH,
@@ -38,14 +36,12 @@ from tidemill.engine.feature.layout import (
     Shape,
     blocks,
     definition,
-    groups,
     heads,
-    short,
 )
 from tidemill.engine.feature.partition import things, view_columns
-from tidemill.engine.feature.parts import VERSION, Parts, joined, select, take
+from tidemill.engine.feature.parts import Parts, joined, select, take
 from tidemill.engine.feature.shelf import Shelved
-from tidemill.engine.table.table import ALWAYS, FROM, TIME, TO, timeless
+from tidemill.engine.table.table import TIME, timeless
 from tidemill.ports.online import Change, Online, Snapshot
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Source, Table
@@ -200,15 +196,15 @@ class OnlineState:
                 tell(name)
             if rows.is_empty():
                 continue
-            new = _News.of(rows, table, views)
-            ledger = _Ledger({}, new, timeless=timeless(table))
-            for key, record in ledger.records(t).items():
+            new = Arrivals.of(rows, table, views)
+            validity = Validity({}, new, timeless=timeless(table))
+            for key, record in validity.records(t).items():
                 yield Change(f"key:{name}", key, record)
             for place, view in enumerate(views):
-                versions = ledger.ended(new.versions[place])
-                matters = _matters(view, versions, t)
-                names = list(itertools.compress(new.groups[place], matters.tolist()))
-                kept[place].append((names, select(versions, matters)))
+                versions = validity.ended(new.versions[place])
+                needed = matters(view, versions, t)
+                names = list(itertools.compress(new.groups[place], needed.tolist()))
+                kept[place].append((names, select(versions, needed)))
             came = _newest(rows, table)
             newest = came if newest is None else tuple(map(_later, newest, came))
         if newest is None:
@@ -263,11 +259,11 @@ class OnlineState:
         count = 0
         if self._arrived[name] > _SWEEP:
             count, self._arrived[name] = _STRETCH * self._arrived[name], 0
-        new = _News.of(rows, table, views)
+        new = Arrivals.of(rows, table, views)
         records = self._stretch(snapshot, space, count)
         records.update((key, old) for key in dict.fromkeys(new.keys) if (old := snapshot.get(space, key)))
-        ledger = _Ledger(records, new, timeless=timeless(table))
-        written = ledger.records(t)
+        validity = Validity(records, new, timeless=timeless(table))
+        written = validity.records(t)
         for key in dict.fromkeys([*records, *new.keys]):
             if written.get(key) != records.get(key):
                 yield Change(space, key, written.get(key))
@@ -278,7 +274,7 @@ class OnlineState:
                 newest = tuple(map(_later, newest, msgspec.msgpack.decode(known)))
             yield Change(FRESH, view.name.encode(), msgspec.msgpack.encode(newest))
             swept = self._stretch(snapshot, heads(view), count)
-            yield from _merge_view(snapshot, view, new.versions[place], new.groups[place], ledger, place, t, swept)
+            yield from _merge_view(snapshot, view, new.versions[place], new.groups[place], validity, place, t, swept)
 
     def _stretch(self, snapshot: Snapshot, space: str, count: int) -> dict[bytes, bytes]:
         """Return the next ``count`` pairs of ``space`` to sweep; after the last comes the first."""
@@ -348,139 +344,12 @@ class _Empty:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _News:
-    """The new rows of a table that have a known-at: who they are, and what each view keeps of them.
-
-    ``until``: the last time at which a view could still read the row. ``event``: when it happened, or None.
-    ``versions`` and ``groups`` are by view, without tombstones, rows without an event time where it matters, and rows
-    that are in no group.
-    """
-
-    keys: list[bytes]
-    known: Array
-    seq: Array
-    tombstone: Array
-    until: Array
-    event: list[int | None]
-    group: list[list[bytes | None]]
-    versions: list[Versions]
-    groups: list[list[bytes]]
-
-    @staticmethod
-    def of(rows: pl.DataFrame, table: Source | Table, views: Sequence[TableView]) -> _News:
-        always = timeless(table)
-        micros = pl.col(KNOWN_AT).cast(TIME).to_physical()
-        begin = pl.lit(ALWAYS, dtype=pl.Int64) if always else micros
-        if not always and rows[KNOWN_AT].null_count():
-            rows = rows.filter(pl.col(KNOWN_AT).is_not_null())
-        rows = rows.with_columns(begin.alias(FROM), pl.lit(FOREVER, dtype=pl.Int64).alias(TO))
-        seq = rows[SEQ].to_numpy()
-        until = np.full(len(seq), ALWAYS, dtype=np.int64)
-        living = rows.filter(~pl.col(TOMBSTONE)) if rows[TOMBSTONE].any() else rows
-        group: list[list[bytes | None]] = []
-        versions: list[Versions] = []
-        names: list[list[bytes]] = []
-        for view in views:
-            prepared, theirs = prepare(view, living)
-            named = groups(theirs.iter_rows())
-            prepared = select(prepared, np.array([each is not None for each in named], dtype=bool))
-            places = np.searchsorted(seq, prepared.seq)
-            inside = [each for each in named if each is not None]
-            of_row: list[bytes | None] = [None] * len(seq)
-            for place, each in zip(places.tolist(), inside, strict=True):
-                of_row[place] = each
-            until[places] = np.maximum(until[places], _last_use(view, prepared))
-            group.append(of_row)
-            versions.append(prepared)
-            names.append(inside)
-        identity = rows.select(*table.key, SEQ)
-        key = [
-            short(("#", row[-1])) if None in row else short(row[:-1])
-            for row in keys(identity, (*table.key, SEQ), identity.dtypes).iter_rows()
-        ]
-        known = rows[KNOWN_AT].cast(TIME).to_physical().fill_null(0).to_numpy()
-        event = rows[table.event_time].cast(TIME).to_physical().to_list() if table.event_time else [None] * len(seq)
-        return _News(key, known, seq, rows[TOMBSTONE].to_numpy(), until, event, group, versions, names)
-
-
-class _Ledger:
-    """The versions of some keys: those on record and the new ones. The ends of validity are those that hold now."""
-
-    def __init__(self, records: Mapping[bytes, bytes], new: _News, *, timeless: bool) -> None:
-        self._timeless = timeless
-        self._names = list(dict.fromkeys([*records, *new.keys]))
-        places = {name: place for place, name in enumerate(self._names)}
-        old = [
-            (places[name], *version) for name, record in records.items() for version in msgspec.msgpack.decode(record)
-        ]
-        key, known, seq, tombstone, until, event, group = zip(*old, strict=True) if old else ((),) * 7
-        fresh = [places[name] for name in new.keys]
-        self._key = np.array([*key, *fresh], dtype=np.int64)
-        self._known = np.concatenate((np.array(known, dtype=np.int64), new.known))
-        self._seq = np.concatenate((np.array(seq, dtype=np.int64), new.seq))
-        self._tombstone = np.concatenate((np.array(tombstone, dtype=bool), new.tombstone))
-        self._until = np.concatenate((np.array(until, dtype=np.int64), new.until))
-        self._event = [*event, *new.event]
-        self._groups = [*group, *(list(each) for each in zip(*new.group, strict=True))]
-        self._touched = np.isin(self._key, fresh)
-        # Versions of a key are ordered by (known-at, sequence); each is valid until the next one is known.
-        order = np.lexsort((self._seq, self._known * (not timeless), self._key))
-        follows = np.append(self._key[order][1:] == self._key[order][:-1], False)[: len(order)]
-        begin = np.full(len(order), ALWAYS, dtype=np.int64) if timeless else self._known[order]
-        self._end = np.empty_like(self._known)
-        self._end[order] = np.where(follows, np.append(begin[1:], FOREVER)[: len(order)], FOREVER)
-        by_seq = np.argsort(self._seq)
-        self._seqs, self._ends = self._seq[by_seq], self._end[by_seq]
-
-    def records(self, t: int) -> dict[bytes, bytes]:
-        """Return the records of the keys that still have versions which can matter at ``t`` or later.
-
-        A version matters while a view can read it, and as long as it is known in the future: a version that is known
-        before it can still come, and will end with it. The last version of a timeless table always matters.
-        """
-        if self._timeless:
-            matters = self._end == FOREVER
-        else:
-            matters = (self._known >= t) | ((self._end >= t) & (self._until >= t) & ~self._tombstone)
-        kept: dict[int, list[Any]] = {}
-        for row in np.flatnonzero(matters).tolist():
-            version = (
-                int(self._known[row]), int(self._seq[row]), bool(self._tombstone[row]), int(self._until[row]),
-                self._event[row], self._groups[row],
-            )  # fmt: skip
-            kept.setdefault(int(self._key[row]), []).append(version)
-        return {self._names[place]: msgspec.msgpack.encode(versions) for place, versions in kept.items()}
-
-    def touched(self, view: TableView, place: int) -> list[tuple[bytes, VERSION]]:
-        """Return where ``view``, number ``place``, has versions of the keys that new ones came for: group, version."""
-        found: list[tuple[bytes, VERSION]] = []
-        for row in np.flatnonzero(self._touched).tolist():
-            group = self._groups[row][place]
-            if group is not None:
-                known, seq = int(self._known[row]), int(self._seq[row])
-                if self._timeless:
-                    version = (ALWAYS, 0, seq)
-                else:
-                    version = (known if by_version(view) else self._event[row], known, seq)
-                found.append((group, version))
-        return found
-
-    def ended(self, versions: Versions) -> Versions:
-        """Return ``versions`` with the ends of validity that hold now."""
-        if not len(self._seqs):
-            return versions
-        place = np.minimum(np.searchsorted(self._seqs, versions.seq), len(self._seqs) - 1)
-        end = np.where(self._seqs[place] == versions.seq, self._ends[place], versions.end)
-        return replace(versions, end=end)
-
-
 def _merge_view(
     snapshot: Snapshot,
     view: TableView,
     new: Versions,
     names: Sequence[bytes],
-    ledger: _Ledger,
+    validity: Validity,
     place: int,
     t: int,
     swept: Mapping[bytes, bytes],
@@ -489,20 +358,15 @@ def _merge_view(
 
     ``names``: the group of each new version. ``swept``: heads of groups to look at besides those that change.
     """
-    touched = ledger.touched(view, place)
+    touched = validity.touched(view, place)
     parts = Parts(snapshot, view, Shape.of(view, [], new.values), [*swept, *(group for group, _ in touched), *names], t)
     came = parts.of(names, new)
     parts.open(touched)
     there, where = parts.read()
-    versions = ledger.ended(joined(there, new))
+    versions = validity.ended(joined(there, new))
     where = np.concatenate((where, came))
-    matters = _matters(view, versions, t)
-    yield from parts.write(select(versions, matters), where[matters])
-
-
-def _matters(view: TableView, versions: Versions, t: int) -> Array:
-    """Tell which versions ``view`` can read at ``t`` or later."""
-    return (versions.start < versions.end) & (versions.end >= t) & (_last_use(view, versions) >= t)
+    needed = matters(view, versions, t)
+    yield from parts.write(select(versions, needed), where[needed])
 
 
 def _newest(rows: pl.DataFrame, table: Source | Table) -> tuple[int | None, ...]:
@@ -514,9 +378,3 @@ def _newest(rows: pl.DataFrame, table: Source | Table) -> tuple[int | None, ...]
 
 def _later(one: int | None, other: int | None) -> int | None:
     return max((each for each in (one, other) if each is not None), default=None)
-
-
-def _last_use(view: TableView, versions: Versions) -> Array:
-    """Return the last time at which ``view`` can read each version, its validity aside."""
-    width = reach(view)
-    return np.full(len(versions), FOREVER) if width is None else versions.time + width
