@@ -106,15 +106,13 @@ def features(model: Model, tables: Mapping[str, pl.DataFrame], requests: pl.Data
 def assemble(model: Model, requests: pl.DataFrame, answer: Callable[[TableView], pl.DataFrame]) -> pl.DataFrame:
     """Return ``model.columns`` for ``requests``; ``answer`` gives the columns of a view that reads a table."""
     require(requests, model.plain)
-    columns: list[pl.Series] = []
+    frames: list[pl.DataFrame] = []
     for feature in model.features:
         if isinstance(feature, str):
-            columns.append(requests[feature])
-        elif isinstance(feature, OnDemand):
-            columns.extend(demand(feature, requests).get_columns())
+            frames.append(requests[feature].to_frame())
         else:
-            columns.extend(answer(feature).get_columns())
-    return pl.DataFrame(columns)
+            frames.append(demand(feature, requests) if isinstance(feature, OnDemand) else answer(feature))
+    return pl.concat(frames, how="horizontal")
 
 
 def unanswered(view: TableView, requests: pl.DataFrame) -> pl.DataFrame:
