@@ -45,9 +45,10 @@ TELL = 1.0
 _Later = Coroutine[Any, Any, Reply]
 #: Answers a request about a name and a version (text; empty where the path has none).
 _Handler = Callable[[Request, str, str], Reply | _Later]
-#: Answers a request, in a turn of the loop if it is given one; returns what was kept, the reply, and the seconds that
-#: writing the reply took.
-_Work = Callable[[Turn | None], tuple[Kept, Reply, float]]
+#: What was kept of a request, the reply, and the seconds that writing the reply took.
+_Worked = tuple[Kept, Reply, float]
+#: Answers a request, in a turn of the loop if it is given one.
+_Work = Callable[[Turn | None], _Worked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ class App:
         try:
             found = self._known.get((request.method, request.path)) or self._find(request)
             route, handler, name, version = found
-            _refuse_compressed(request)
+            if b"content-encoding" in request.headers:
+                _refuse_compressed(request)
             reply = handler(request, name, version)
         except Exception as error:  # every failure has its answer, and none shows the program's inside
             reply = self._failure(route, request, error)
@@ -212,20 +214,19 @@ class App:
 
     def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
+        return self._worked(request, name, None, partial(self._predicted, request, name, nonce))
 
-        def work(turn: Turn | None) -> tuple[Kept, Reply, float]:
-            kept = self._serving.predict(name, request.body, nonce=nonce, turn=turn)
-            began = time.perf_counter()
-            reply = Reply(200, encode({"model": name, "predictions": kept.answers}), held=kept.held)
-            return kept, reply, time.perf_counter() - began
-
-        return self._worked(request, name, None, work)
+    def _predicted(self, request: Request, name: str, nonce: str | None, turn: Turn | None) -> _Worked:
+        kept = self._serving.predict(name, request.body, nonce=nonce, turn=turn)
+        began = time.perf_counter()
+        reply = Reply(200, encode({"model": name, "predictions": kept.answers}), held=kept.held)
+        return kept, reply, time.perf_counter() - began
 
     def _infer(self, request: Request, name: str, version: str) -> Reply | _Later:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
         pinned = self._number(name, version)
 
-        def work(_: Turn | None) -> tuple[Kept, Reply, float]:
+        def work(_: Turn | None) -> _Worked:
             live = self._serving.live(name)
             began = time.perf_counter()
             asked, rows = infer.read(request.body, request.headers.get(infer.LENGTH), live)
@@ -459,7 +460,7 @@ def log(level: str, event: str, error: BaseException | None = None, **details: A
 
 
 def _refuse_compressed(request: Request) -> None:
-    if request.body and request.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    if request.body and request.headers[b"content-encoding"].lower() != b"identity":
         raise RefusedError(415, "The body must not be compressed.", field="Content-Encoding")
 
 
