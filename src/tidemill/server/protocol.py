@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
         self._held = 0
 
 
-@lru_cache(1024)
+@lru_cache(256)  # a target may be as long as a head
 def _path(target: bytes) -> str:
     """Return the path of a request's target, decoded and without its query. Raises what ``parse_url`` raises."""
     path: str = (httptools.parse_url(target).path or b"/").decode()
