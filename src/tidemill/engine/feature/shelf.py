@@ -44,13 +44,13 @@ def unpack(record: bytes | None) -> dict[int, bytes]:
     """Return what ``pack`` packed; of no record, nothing. Raises WorkspaceError when it is damaged."""
     if not record:
         return {}
-    fields = {}
+    fields: dict[int, bytes] = {}
     try:
         (count,) = _COUNT.unpack_from(record)
         at = _COUNT.size + count * _FIELD.size
         for place in range(count):
             number, size = _FIELD.unpack_from(record, _COUNT.size + place * _FIELD.size)
-            fields[number] = record[at : at + size]
+            fields.setdefault(number, record[at : at + size])
             at += size
     except struct.error:
         at = -1

@@ -135,7 +135,7 @@ class RequestRows:
         return objects(fields(value, ("rows",))["rows"]), "rows[{}]."
 
     def one(self, body: bytes | bytearray) -> dict[str, Any] | None:
-        """Return the single row in ``body`` as ``row`` would, in a third of the time, or None: then ask ``objects``.
+        """Return the single row in ``body`` as ``row`` would, in half the time, or None: then ask ``objects``.
 
         That is for bodies with several rows and whatever is unusual or wrong: it knows what to say. Only where
         ``plain`` is true.
