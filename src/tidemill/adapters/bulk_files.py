@@ -187,15 +187,21 @@ def write(path: Path, tables: Sequence[pa.Table]) -> None:
 
 def _write(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema, suffix: str) -> None:
     if suffix == ".parquet":
-        # A dictionary of keys or predictions, hardly two of which are the same, costs time and saves nothing.
-        numbers = (pa.types.is_floating, pa.types.is_integer)
-        repeated = [field.name for field in schema if not any(kind(field.type) for kind in numbers)]
-        made = pa.parquet.ParquetWriter(file, schema, use_dictionary=repeated)
+        # A dictionary of keys or predictions, hardly two of which are the same, costs time and saves nothing. Keys and
+        # times mostly follow each other: their differences are a third smaller, and sooner written.
+        stepping = [field.name for field in schema if _steps(field.type)]
+        repeated = [field.name for field in schema if not (_steps(field.type) or pa.types.is_floating(field.type))]
+        encoding = dict.fromkeys(stepping, "DELTA_BINARY_PACKED")
+        made = pa.parquet.ParquetWriter(file, schema, use_dictionary=repeated, column_encoding=encoding)
     else:
         made = pa.csv.CSVWriter(file, schema)
     with made as writer:
         for table in tables:
             writer.write_table(table)
+
+
+def _steps(dtype: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(dtype) or pa.types.is_timestamp(dtype))
 
 
 def _umask() -> int:

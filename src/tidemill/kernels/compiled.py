@@ -14,7 +14,7 @@ from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
 
-NAMES = ("asof", "expressions", "keys", "online", "predictors", "windows")
+NAMES = ("asof", "columns", "expressions", "keys", "online", "predictors", "windows")
 
 
 def load(name: str) -> ModuleType | None:

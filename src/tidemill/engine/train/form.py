@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from tidemill.base.errors import ArtefactError, NotCompiledError
+from tidemill.engine.predict.arrays import Arrays
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
 from tidemill.engine.train.probe import Probes, probes
@@ -33,7 +34,7 @@ RELATIVE = 1e-12
 
 _ALONE = 200  # rows asked one by one
 _REFUSED = 6  # rows of a refused batch that the estimator is asked one by one
-_AT_ONCE = 16_384  # rows of a batch, so that their columns stay in the cache and the memory small
+_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +112,12 @@ class _Compiled:
     def __init__(self, encoding: Encoding, opened: predictors.Predictor) -> None:
         self.opened = opened
         self.row = opened.row
-        self._read = [
-            pl.col(name).cast(pl.Float64).fill_null(float("nan"))
-            if values is None
-            else pl.col(name).cast(pl.Enum(values), strict=False).to_physical().cast(pl.Int32).fill_null(len(values))
-            for name, values in columns_of(encoding)
-        ]
-
-    def columns(self, features: pl.DataFrame) -> list[np.ndarray[Any, Any]]:
-        """Return the columns as the program takes them: float64, or int32 codes."""
-        return [np.ascontiguousarray(column.to_numpy()) for column in features.select(self._read)]
+        self.columns = Arrays(columns_of(encoding))
 
     def batch(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
-        if features.height <= _AT_ONCE:
-            return self.opened.batch(self.columns(features), features.height)
-        return np.concatenate([self.batch(part) for part in features.iter_slices(_AT_ONCE)])
+        parts = self.columns.parts(features, _AT_ONCE)
+        made = [self.opened.batch(columns, rows) for rows, columns in parts]
+        return made[0] if len(made) == 1 else np.concatenate(made)
 
 
 class _Converted:

@@ -45,6 +45,7 @@ static inline void release(Buffers *buffers) {
     PyMem_Free(buffers->views);
 }
 
+#define INT32 "il", 4
 #define INT64 "lq", 8
 #define UINT32 "IL", 4
 #define UINT64 "LQ", 8
