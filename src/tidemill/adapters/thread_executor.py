@@ -50,6 +50,7 @@ class ThreadExecutor:
     def map(self, task: str, payloads: Sequence[dict[str, Any]]) -> Generator[tuple[int, dict[str, Any]], None, None]:
         """Run ``task`` on each of ``payloads`` in ``workers`` threads; yield (place, result) as each is done."""
         function = self._function(task)
+        _libraries(len(sys.modules))  # once, and not by each thread as it begins
         return spread(lambda: _Caller(task, function, self._threads), payloads, self._workers)
 
     def close(self) -> None:
