@@ -33,7 +33,8 @@ from tidemill.engine.example.example import TrainingSet, training_set
 from tidemill.engine.expression.program import proofs
 from tidemill.engine.feature.feature import features
 from tidemill.engine.feature.partition import needs
-from tidemill.engine.mill.mill import Mill, Ports, tables_of
+from tidemill.engine.mill.decider import tables_of
+from tidemill.engine.mill.mill import Mill, Ports
 from tidemill.engine.parity.explain import libraries
 from tidemill.engine.predict import records
 from tidemill.engine.predict.live import jsonable

@@ -21,7 +21,7 @@ from tidemill.base.clock import HOUR, parse_time, to_datetime
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ
 from tidemill.engine.feature.feature import features
 from tidemill.engine.feature.lookup import Lookup
-from tidemill.engine.mill.mill import tables_of
+from tidemill.engine.mill.decider import tables_of
 from tidemill.project import Project
 
 WIND = Path(__file__).parents[2] / "examples" / "wind"

@@ -23,7 +23,7 @@ from tidemill.base.schema import KNOWN_AT, SEQ
 from tidemill.cli.flights import feeds
 from tidemill.engine.example.ledger import request_frame
 from tidemill.engine.feature.feature import features
-from tidemill.engine.mill.mill import tables_of
+from tidemill.engine.mill.decider import tables_of
 from tidemill.engine.parity.parity import compare, derive, same
 from tidemill.engine.predict.records import PREDICTIONS
 from tidemill.engine.table.plain import plain

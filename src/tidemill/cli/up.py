@@ -23,7 +23,8 @@ from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
 from tidemill.cli.words import decisions, rebuild, when
 from tidemill.engine.check.check import installation
-from tidemill.engine.mill.mill import Mill, Turned, declared
+from tidemill.engine.mill.declaration import declared
+from tidemill.engine.mill.mill import Mill, Turned
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.loop.worker import next_tick, work
 from tidemill.project import Project

@@ -17,7 +17,7 @@ from tidemill.cli.words import when
 from tidemill.engine.evaluate.interval import Interval, interval
 from tidemill.engine.example.example import ASKED_AT
 from tidemill.engine.example.outcome import feature_frame, outcomes, predictions, truth
-from tidemill.engine.mill.mill import tables_of
+from tidemill.engine.mill.decider import tables_of
 from tidemill.engine.predict import records
 from tidemill.engine.predict.predict import Predictor
 from tidemill.engine.train.train import fit

@@ -10,41 +10,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from tidemill.base.clock import DAY
-from tidemill.base.errors import SourceError, TidemillError, TrainingError, WorkspaceError
-from tidemill.base.hashing import fingerprint
+from tidemill.base.errors import SourceError, TrainingError, WorkspaceError
 from tidemill.base.schema import HISTORY, SEQ, TICK
-from tidemill.engine.check.change import changes
-from tidemill.engine.check.fingerprint import describe, judging, of, operations, origins, recipe, recipe_fingerprint
-from tidemill.engine.evaluate.gate import Case
+from tidemill.engine.check.fingerprint import of
 from tidemill.engine.example import ledger
-from tidemill.engine.example.example import ASKED_AT, examples
 from tidemill.engine.feature.freshness import Rebuilding
 from tidemill.engine.feature.online import OnlineState
-from tidemill.engine.mill.policy import Decision, Situation, decide
-from tidemill.engine.monitor.canary import Trial, asked_for, let_in, pointed, routed
+from tidemill.engine.mill.decider import Decider, foreseen
+from tidemill.engine.mill.declaration import declared, recipe_changes, refuse_lost_features, refuse_new_meaning
+from tidemill.engine.mill.trainings import Trainings
+from tidemill.engine.monitor.canary import Trial
 from tidemill.engine.monitor.watch import Watch
-from tidemill.engine.predict import records
-from tidemill.engine.predict.route import PLAIN, route
-from tidemill.engine.predict.state import ModelState, State, Training, fold
+from tidemill.engine.predict.state import State, fold
 from tidemill.engine.table.derive import Derivation
 from tidemill.engine.table.ingest import Intake
-from tidemill.engine.train.train import Order
-from tidemill.ports.executor import Executor, Job, Progress
-from tidemill.ports.journal import Draft, Entry, Journal, Request
+from tidemill.ports.executor import Executor, Progress
+from tidemill.ports.journal import Draft, Entry, Journal
 from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.log import Log
 from tidemill.ports.online import Online
 from tidemill.ports.reader import Reader
-from tidemill.spec.feature import OnDemand
-from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Table
-from tidemill.spec.system import Canary, System
+from tidemill.spec.system import System
 
 #: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
 TIDY_VERSIONS = 128
@@ -76,24 +69,6 @@ class Turned:
     rows: Mapping[str, int]
 
 
-def tables_of(model: Model) -> tuple[str, ...]:
-    """Return the names of the tables that a training of ``model`` reads, in alphabetical order."""
-    views = {view.table.name for view in model.views if not isinstance(view, OnDemand)}
-    return tuple(sorted({model.examples.name, model.label.table.name, *views}))
-
-
-def declared(system: System) -> dict[str, Any]:
-    """Return the parts of everything declared, for plans and for noticing a change."""
-    return {
-        "tables": {table.name: describe(table) for table in system.tables},
-        "views": {view.name: describe(view) for view in system.views if not isinstance(view, OnDemand)},
-        "models": {
-            model.name: {"recipe": recipe(model, system.policy), "judging": judging(model)} for model in system.models
-        },
-        "operations": operations(system),
-    }
-
-
 class Mill:
     """The one writer of a workspace. ``start`` once, then ``tick`` with ever later ticks."""
 
@@ -107,8 +82,8 @@ class Mill:
         self._online = OnlineState(system.views, ports.online, epoch=fence.epoch)
         self._watches = {model.name: Watch(system, model, ports.lake, ports.journal) for model in system.models}
         self._trials = {model.name: Trial(system, model, ports.lake, ports.journal) for model in system.models}
-        self._recipes = {model.name: recipe_fingerprint(model, system.policy) for model in system.models}
-        self._jobs: dict[str, Job] = {}
+        self._decider = Decider(system, ports.lake, ports.journal)
+        self._trainings = Trainings(system, ports.journal, ports.executor, fence)
         self._rebuilding: Rebuilding | None = None
         # Derived tables that this process has brought up to date, and the tick from which they change without new rows.
         self._wakes: dict[str, int | None] = {}
@@ -134,51 +109,19 @@ class Mill:
         ]
         parts = declared(self.system)
         if parts != self.state.declared:
-            self._refuse_new_meaning(self.state.declared, parts)
-            self._refuse_lost_features()
+            refuse_new_meaning(self.state, parts)
+            refuse_lost_features(self.system, self.state, self.ports.journal)
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
             drafts.append(
-                Draft(tick, "declare", {"declared": parts, "changes": _recipe_changes(self.state.declared, parts)})
+                Draft(tick, "declare", {"declared": parts, "changes": recipe_changes(self.state.declared, parts)})
             )
         entries = self._write(drafts)
         self._catch_up()
         for model in self.system.models:
             training = self.state.model(model.name).training
             if training is not None:
-                self._launch(model, training)
+                self._trainings.launch(training)
         return entries
-
-    def _refuse_new_meaning(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        for name, parts in after["tables"].items():
-            old = before.get("tables", {}).get(name)
-            if old is None or old["kind"] != "source" or name not in self.state.rows:
-                continue
-            kept = ("reader", "checks")  # these decide which rows come, not what the rows that came mean
-            why = changes(
-                {key: value for key, value in old.items() if key not in kept},
-                {key: value for key, value in parts.items() if key not in kept},
-            )
-            if why:
-                raise WorkspaceError(
-                    f"source {name!r}: its {self.state.rows[name]:,} rows were taken in under another declaration "
-                    f"({'; '.join(why)}). Give the source a new name, or start with a new workspace folder."
-                )
-
-    def _refuse_lost_features(self) -> None:
-        """Refuse a declaration by which a champion, which answers until another is promoted, would get other inputs."""
-        for model in self.system.models:
-            state = self.state.model(model.name)
-            step = self.ports.journal.step(state.resolve("champion").training) if "champion" in state.aliases else None
-            if step is None:
-                continue
-            now, then = origins(model), step["origins"]
-            lost = [name for name in step["encoding"]["columns"] if now.get(name) != then[name]]
-            if lost:
-                raise WorkspaceError(
-                    f"model {model.name!r}: its champion v{state.aliases['champion']} needs {', '.join(lost)}, which "
-                    f"{'are' if len(lost) > 1 else 'is'} no longer declared as when it was trained. Add a changed view "
-                    "under a new name beside the old one; to drop one, declare a new model beside this one."
-                )
 
     def _catch_up(self) -> None:
         """Bring online state to the journaled rows: the tail alone, or everything when it is not of this history."""
@@ -247,10 +190,9 @@ class Mill:
         self._take(tick, drafts, fresh)
         self._derive(tick, drafts, fresh)
         self._drain(tick, drafts)
-        self._finish(tick, drafts)
-        self._try(tick, drafts)
-        self._look(tick, drafts)
-        answered = self._decide(tick, drafts)
+        drafts += self._trainings.finish(self.state, tick)
+        self._watch(tick, drafts)
+        answered = self._decider.decide(self.state, tick, drafts)
         launched = [draft.body["model"] for draft in drafts if draft.kind == "train"]
         entries = self._write(drafts, answered=answered)
         rows = {name: pl.concat(parts) for name, parts in fresh.items()}
@@ -264,7 +206,7 @@ class Mill:
         for model in self.system.models:
             training = self.state.model(model.name).training
             if model.name in launched and training is not None:
-                self._launch(model, training)
+                self._trainings.launch(training)
         return Turned(tick, entries, {name: frame.height for name, frame in rows.items()})
 
     @property
@@ -274,7 +216,7 @@ class Mill:
 
     def progress(self) -> dict[str, Progress]:
         """Return how far the trainings under way are, by model."""
-        return {name: job.progress() for name, job in tuple(self._jobs.items())}
+        return self._trainings.progress()
 
     def results(self) -> dict[str, dict[str, Any] | TrainingError]:
         """Wait for the trainings under way and record what they made; return it, or why one failed, by model.
@@ -286,16 +228,14 @@ class Mill:
             training = self.state.model(model.name).training
             if training is not None:
                 try:
-                    made[model.name] = self._result(model, training)
+                    made[model.name] = self._trainings.result(training)
                 except TrainingError as error:
                     made[model.name] = error
         return made
 
     def stop(self) -> None:
         """Stop trainings under way; the next ``start`` takes them up again."""
-        for job in self._jobs.values():
-            job.cancel()
-        self._jobs.clear()
+        self._trainings.stop()
 
     def _write(self, drafts: list[Draft], *, answered: tuple[str, ...] = ()) -> tuple[Entry, ...]:
         if not drafts and not answered:
@@ -360,6 +300,15 @@ class Mill:
                 for watch in self._watches.values():
                     watch.remember(table, drained.rows)
 
+    def _watch(self, tick: int, drafts: list[Draft]) -> None:
+        """Draft what is decided about the canaries, and then what is seen in the champions."""
+        for model in self.system.models:
+            drafts += self._trials[model.name].look(foreseen(self.state, drafts, tick).model(model.name), tick)
+        for model in self.system.models:
+            report = self._watches[model.name].look(foreseen(self.state, drafts, tick).model(model.name), tick)
+            if report is not None:
+                drafts.append(Draft(tick, "watch", report))
+
     def _trim(self) -> None:
         for table, log in (*self.ports.logs.items(), *self.ports.pushed.items()):
             head = self.ports.lake.head(table)
@@ -371,7 +320,7 @@ class Mill:
 
         What a table says stays the same, so this is no decision and makes no entry. Not while a training reads.
         """
-        if self._jobs or (self._tidied_at is not None and tick - self._tidied_at < DAY):
+        if self._trainings or (self._tidied_at is not None and tick - self._tidied_at < DAY):
             return
         self._tidied_at = tick
         lake = self.ports.lake
@@ -381,216 +330,3 @@ class Mill:
                 lake.compact(table, self._fence)
                 lake.cleanup(table, keep=KEPT_VERSIONS, fence=self._fence)
                 self._tidied[table] = head.version
-
-    # Deciding ---------------------------------------------------------------------------------------------------------
-
-    def _look(self, tick: int, drafts: list[Draft]) -> None:
-        for model in self.system.models:
-            state = _with(self.state, drafts, tick).model(model.name)
-            report = self._watches[model.name].look(state, tick)
-            if report is not None:
-                drafts.append(Draft(tick, "watch", report))
-
-    def _try(self, tick: int, drafts: list[Draft]) -> None:
-        """Draft what is decided about the canaries."""
-        for model in self.system.models:
-            drafts += self._trials[model.name].look(_with(self.state, drafts, tick).model(model.name), tick)
-
-    def _decide(self, tick: int, drafts: list[Draft]) -> tuple[str, ...]:
-        """Draft what the policy and the requests call for; return the requests that are answered by it."""
-        answered = []
-        by_hand: dict[str, list[Request]] = {}
-        for request in self.ports.journal.requests():
-            if request.kind == "retrain":
-                by_hand.setdefault(request.body["model"], []).append(request)
-                continue
-            answered.append(request.id)
-            if request.kind == "rebuild":
-                drafts.append(_taken_up(tick, request))
-                continue
-            carry_out = self._route if request.kind == "route" else self._point
-            try:
-                done = carry_out(request.body, tick, _with(self.state, drafts, tick))
-            except TidemillError as error:  # asked for what there is not, or cannot be; the mill turns on
-                drafts.append(_taken_up(tick, request, refused=str(error)))
-            else:
-                drafts += [_taken_up(tick, request), *done]
-        for model in self.system.models:
-            asked = by_hand.pop(model.name, [])
-            state = _with(self.state, drafts, tick).model(model.name)
-            decision = self._weigh(model, state, tick, asked[0].body["reason"] if asked else None)
-            if decision.kind == "train":
-                drafts += [_taken_up(tick, request) for request in asked]
-                drafts.append(self._order(model, state, tick, decision, drafts))
-                answered += [request.id for request in asked]
-        for request in (request for requests in by_hand.values() for request in requests):
-            answered.append(request.id)
-            drafts.append(_taken_up(tick, request, refused=f"There is no model {request.body['model']!r}."))
-        return tuple(answered)
-
-    def _point(self, body: Mapping[str, Any], tick: int, state: State) -> list[Draft]:
-        """Draft the pointing of an alias at another version, as somebody asked.
-
-        Another champion is everybody's: the arms of a route end with it.
-        """
-        model = state.model(body["model"])
-        version = model.resolve(str(body["version"]))
-        reason = f"asked for by hand: {body['reason']}"
-        if body["alias"] == "champion":
-            drafts = pointed(body["model"], replace(model, route=PLAIN), version.number, tick, [reason])
-            if model.route.arms:
-                plain = route(body["model"], (), model.route.shadows)
-                drafts.append(routed(body["model"], model, plain, tick, [f"v{version.number} is champion, {reason}"]))
-            return drafts
-        named = {"alias": body["alias"], "version": version.number, "previous": model.aliases.get(body["alias"])}
-        return [Draft(tick, "alias", {"model": body["model"], **named, "reasons": [reason]})]
-
-    def _route(self, body: Mapping[str, Any], tick: int, state: State) -> list[Draft]:
-        """Draft another route, as somebody asked."""
-        model = state.model(body["model"])
-        new = asked_for(body["model"], model, dict(body))
-        return [routed(body["model"], model, new, tick, [f"asked for by hand: {body['reason']}"])]
-
-    def _weigh(self, model: Model, state: ModelState, tick: int, by_hand: str | None) -> Decision:
-        watched = (
-            state.watched if state.watched_at is not None and state.watched_at >= (state.last_started or 0) else None
-        )
-        situation = Situation(
-            now=tick,
-            last_started=state.last_started,
-            in_flight=state.training is not None,
-            new_mature_rows=1,
-            drift=bool(watched and (watched["drift"] or {}).get("drifted")),
-            drop=bool(watched and (watched["performance"] or {}).get("drop")),
-            by_hand=by_hand,
-            undecided="champion" not in state.aliases
-            and (state.judged is None or state.judged["verdict"]["outcome"] == "wait"),
-            changed=state.tried is not None and state.tried != self._recipes[model.name],
-        )
-        decision = decide(self.system.policy, situation)
-        if decision.kind == "none":
-            return decision
-        # Something calls for a training: now it pays to count what has matured.
-        return decide(self.system.policy, replace(situation, new_mature_rows=self._matured(model, state, tick)))
-
-    def _matured(self, model: Model, state: ModelState, tick: int) -> int:
-        """Return how many examples matured since the last training started, or at all when there was none."""
-        if model.examples.name not in self.state.rows and self.ports.lake.head(model.examples.name) is None:
-            return 0
-        if self.ports.lake.head(model.label.table.name) is None:
-            return 0  # an ``otherwise`` alone is nothing to learn from
-        rows = pl.DataFrame(self.ports.lake.scan(model.examples.name))
-        found, _ = examples(model, rows, tick + 1)
-        asked = found[ASKED_AT].dt.epoch("us")
-        ripe = asked + (model.label.within + model.label.settle)
-        since = state.last_started if state.last_started is not None else -(2**62)
-        return int(((ripe >= since) & (ripe < tick + 1)).sum())
-
-    def _order(self, model: Model, state: ModelState, tick: int, decision: Decision, drafts: list[Draft]) -> Draft:
-        """Draft the start of a training: what it reads, and when it takes effect."""
-        policy = self.system.policy
-        own = self._recipes[model.name]
-        champion = state.version(state.aliases["champion"]) if "champion" in state.aliases else None
-        case: Case = "first" if champion is None else "refresh" if champion.recipe == own else "changed"
-        rows = _with(self.state, drafts, tick).rows
-        heard = records.RESERVED_TABLES if rows.get(records.FEEDBACK) else ()
-        next_seq = {name: rows.get(name, 0) for name in (*tables_of(model), *heard)}
-        rival = champion.training if champion is not None else None
-        training = fingerprint(own, judging(model), tick, next_seq, rival)[:16]
-        body = {
-            "model": model.name,
-            "training": training,
-            "recipe": own,
-            "case": case,
-            "reasons": list(decision.reasons),
-            "as_of": tick + 1,
-            "ready": tick + policy.takes,
-            "next_seq": next_seq,
-            "rival": rival,
-        }
-        return Draft(tick, "train", body)
-
-    # Training ---------------------------------------------------------------------------------------------------------
-
-    def _launch(self, model: Model, training: Training) -> None:
-        if self.ports.journal.step(training.id) is not None:
-            return  # a known fingerprint is not computed again
-        order = Order(
-            model.name,
-            training.id,
-            training.case,
-            training.as_of,
-            self.system.policy.window,
-            training.next_seq,
-            training.rival,
-        )
-        self._jobs[model.name] = self.ports.executor.submit("train", asdict(order))
-
-    def _finish(self, tick: int, drafts: list[Draft]) -> None:
-        """Draft the outcome of every training that takes effect by now, waiting for it if it is not done."""
-        for model in self.system.models:
-            training = self.state.model(model.name).training
-            if training is None or tick < training.ready:
-                continue
-            try:
-                result = self._result(model, training)
-            except TrainingError as error:
-                reason = str(error).splitlines()[0]
-                drafts.append(
-                    Draft(
-                        tick,
-                        "fail",
-                        {"model": model.name, "training": training.id, "reason": reason},
-                        {"error": str(error)},
-                    )
-                )
-                continue
-            drafts += _outcome(self.state.model(model.name), training, result, self.system.endpoint.canary, tick)
-
-    def _result(self, model: Model, training: Training) -> dict[str, Any]:
-        known = self.ports.journal.step(training.id)
-        if known is None:
-            if model.name not in self._jobs:
-                self._launch(model, training)
-            known = self._jobs[model.name].result()
-            self.ports.journal.record_step(training.id, known, self._fence)
-        self._jobs.pop(model.name, None)
-        return known
-
-
-def _taken_up(tick: int, request: Request, *, refused: str | None = None) -> Draft:
-    return Draft(tick, "request", {"request": request.kind, "body": request.body, "refused": refused})
-
-
-def _recipe_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return in words what changed in the recipes of models that both declarations have."""
-    known = before.get("models", {})
-    return [
-        f"{name}: {change}"
-        for name, parts in after["models"].items()
-        if name in known
-        for change in changes(known[name]["recipe"], parts["recipe"])
-    ]
-
-
-def _with(state: State, drafts: list[Draft], tick: int) -> State:
-    """Return ``state`` as it will be once ``drafts`` are written."""
-    number = state.number
-    return fold(
-        (Entry(number + i, tick, draft.kind, draft.body, draft.meta) for i, draft in enumerate(drafts, 1)), state
-    )
-
-
-def _outcome(
-    state: ModelState, training: Training, result: Mapping[str, Any], canary: Canary | None, tick: int
-) -> list[Draft]:
-    """Return the entries of a finished training: the judgement and, when it passed, a version and how it is let in."""
-    judged = result["judged"]
-    head = {"model": training.model, "training": training.id}
-    drafts = [Draft(tick, "judge", {**head, "judged": judged})]
-    if judged["verdict"]["outcome"] != "pass":
-        return drafts
-    number = len(state.versions) + 1
-    made = {**head, "version": number, "recipe": training.recipe, "as_of": training.as_of}
-    reasons = judged["verdict"]["reasons"]
-    return [*drafts, Draft(tick, "version", made), *let_in(training.model, state, number, canary, tick, reasons)]

@@ -26,7 +26,8 @@ from tidemill.engine.example.ledger import prediction_rows
 from tidemill.engine.feature.lookup import Lookup, features_at
 from tidemill.engine.feature.online import OnlineState
 from tidemill.engine.mill import mill as mills
-from tidemill.engine.mill.mill import Mill, Ports, Turned, tables_of
+from tidemill.engine.mill.decider import tables_of
+from tidemill.engine.mill.mill import Mill, Ports, Turned
 from tidemill.engine.predict.predict import Logged
 from tidemill.engine.predict.records import PREDICTIONS, RESERVED_TABLES
 from tidemill.engine.predict.state import fold
