@@ -214,7 +214,9 @@ class App:
 
     def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
-        return self._worked(request, name, None, partial(self._predicted, request, name, nonce))
+        if self._at_once(request, name, None):
+            return self._said(request, name, *self._predicted(request, name, nonce, self._turn))
+        return self._worked_later(request, name, None, partial(self._predicted, request, name, nonce))
 
     def _predicted(self, request: Request, name: str, nonce: str | None, turn: Turn | None) -> _Worked:
         kept = self._serving.predict(name, request.body, nonce=nonce, turn=turn)
@@ -226,17 +228,19 @@ class App:
         nonce = _token(request, b"x-request-id", "X-Request-Id")
         pinned = self._number(name, version)
 
-        def work(_: Turn | None) -> _Worked:
+        def work(turn: Turn | None) -> _Worked:
             live = self._serving.live(name)
             began = time.perf_counter()
-            asked, rows = infer.read(request.body, request.headers.get(infer.LENGTH), live)
+            asked, columns = infer.read(request.body, request.headers.get(infer.LENGTH), live)
             parsing = time.perf_counter() - began
-            kept = self._serving.answer(live, rows, nonce=nonce, version=pinned, parsing=parsing)
+            kept = self._serving.predict_columns(live, columns, nonce=nonce, version=pinned, parsing=parsing, turn=turn)
             began = time.perf_counter()
-            reply = infer.answer(name, live, asked, kept.answers)
+            reply = infer.answer(name, live, asked, kept.answers)._replace(held=kept.held)
             return kept, reply, time.perf_counter() - began
 
-        return self._worked(request, name, pinned, work)
+        if self._at_once(request, name, pinned):
+            return self._said(request, name, *work(self._turn))
+        return self._worked_later(request, name, pinned, work)
 
     def _number(self, name: str, version: str) -> int | None:
         """Return the version that a path names, None for none. Raises NotFoundError."""
@@ -247,20 +251,17 @@ class App:
             raise NotFoundError(f"There is no version {version[:40]!r}; versions are whole numbers.")
         return self._serving.state.model(name).version(int(version)).number
 
-    def _worked(self, request: Request, name: str, version: int | None, work: _Work) -> Reply | _Later:
-        """Do ``work`` here and now when it is short, else later; reply as it says."""
-        short = len(request.body) <= INLINE
-        if not short or self._sync or not self._serving.loaded(name, version):
-            return self._worked_later(request, name, version, work, short)
-        return self._said(request, name, *work(self._turn))
+    def _at_once(self, request: Request, name: str, version: int | None) -> bool:
+        """Tell whether ``request`` is answered here and now: it is short, and nothing is to be waited for."""
+        return len(request.body) <= INLINE and not self._sync and self._serving.loaded(name, version)
 
-    async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work, short: bool) -> Reply:
+    async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work) -> Reply:
         with self._admitted():
             async with self._in_time():
                 loop = asyncio.get_running_loop()
                 if not self._serving.loaded(name, version):
                     await loop.run_in_executor(self._journal, self._serving.load, name, version)
-                if short:
+                if len(request.body) <= INLINE:
                     self._turn.release()
                     kept, reply, encoding = work(None)
                 else:
@@ -269,10 +270,7 @@ class App:
         return self._said(request, name, kept, reply, encoding)
 
     def _said(self, request: Request, name: str, kept: Kept, reply: Reply, encoding: float) -> Reply:
-        self._metrics.predicted(
-            [(name, answer.version, answer.route) for answer in kept.answers],
-            (request.reading, *kept.seconds, encoding),
-        )
+        self._metrics.predicted(name, kept.answers, (request.reading, *kept.seconds, encoding))
         if kept.mirror is not None:
             if self._mirroring >= MIRRORS:
                 self._metrics.dropped += 1

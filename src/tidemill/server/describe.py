@@ -68,7 +68,7 @@ def gauges(serving: Serving) -> list[Family]:
     applied = serving.watermark()
     failures = [
         ("", {"model": model, "version": version}, float(count))
-        for (model, version), count in sorted(serving.failures.items())
+        for (model, version), count in sorted(serving.answering.failures.items())
     ]
     entries = max(serving.state.number - (applied.journal if applied else 0), 0)
     views = serving.freshness().views

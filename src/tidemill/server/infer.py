@@ -61,8 +61,8 @@ class Inference(msgspec.Struct):
 _decode = msgspec.json.Decoder(Inference).decode
 
 
-def read(body: bytes | bytearray, length: bytes | None, live: Live) -> tuple[Inference, pl.DataFrame]:
-    """Return the request in ``body`` and its rows. ``length``: the value of the header ``LENGTH``.
+def read(body: bytes | bytearray, length: bytes | None, live: Live) -> tuple[Inference, dict[str, list[Any]]]:
+    """Return the request in ``body`` and its columns. ``length``: the value of the header ``LENGTH``.
 
     Raises RequestError.
     """
@@ -92,7 +92,7 @@ def read(body: bytes | bytearray, length: bytes | None, live: Live) -> tuple[Inf
     for one in request.outputs or ():
         if one.name not in there:
             raise RequestError(f"There is no such output; there are {', '.join(there)}.", field=one.name)
-    return request, live.rows.columns(columns)
+    return request, columns
 
 
 def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:

@@ -85,9 +85,10 @@ class Metrics:
         if len(self._observed) >= TOGETHER:
             self._count()
 
-    def predicted(self, rows: Iterable[tuple[str, int, str]], seconds: tuple[float, ...]) -> None:
-        """Count the rows of one answer (model, version, route) and the time that each of ``STAGES`` took."""
-        self._predicted += rows
+    def predicted(self, model: str, answers: Iterable[live.Answer], seconds: tuple[float, ...]) -> None:
+        """Count the answers to one request and the time that each of ``STAGES`` took."""
+        for answer in answers:
+            self._predicted.append((model, answer.version, answer.route))
         self._timed.append(seconds)
 
     def _count(self) -> None:

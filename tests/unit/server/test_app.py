@@ -18,6 +18,7 @@ import tidemill as tm
 from tidemill.base.errors import TidemillError
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
+from tidemill.engine.predict.request import FEW
 from tidemill.server.app import INLINE, App, Limits
 from tidemill.server.message import Reply as Made
 from tidemill.server.message import Request
@@ -271,22 +272,24 @@ def test_the_loop_never_holds_two_snapshots(quick: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(quick.online, "snapshot", snapshot)
     kinds = {"id": "BYTES", "x": "FP64", "n": "INT64", "ok": "BOOL", "at": "INT64"}
     inputs = [{"name": name, "shape": [1], "datatype": kind, "data": [ROW[name]]} for name, kind in kinds.items()]
-    for method, path, body in (
-        ("POST", "/v1/models/risk/predict", {"rows": [ROW, ROW]}),
-        ("POST", "/v1/models/cost/predict", {name: ROW[name] for name in ("id", "x", "n")}),
-        ("POST", "/v2/models/risk/infer", {"inputs": inputs}),
-        ("GET", "/v1/health", None),
-        ("GET", "/v1/ready", None),
-        ("GET", "/metrics", None),
+    for method, path, body, shared in (
+        ("POST", "/v1/models/risk/predict", {"rows": [ROW, ROW]}, 1),
+        ("POST", "/v1/models/risk/predict", {"rows": [ROW] * (FEW + 1)}, 0),
+        ("POST", "/v1/models/cost/predict", {name: ROW[name] for name in ("id", "x", "n")}, 0),
+        ("POST", "/v2/models/risk/infer", {"inputs": inputs}, 1),
+        ("GET", "/v1/health", None, 0),
+        ("GET", "/v1/ready", None, 0),
+        ("GET", "/metrics", None, 0),
     ):
         first = app.answer(Request("POST", "/v1/models/risk/predict", None, json.dumps(ROW).encode()))
         assert isinstance(first, Made)
         assert len(held) == 1
         said = app.answer(Request(method, path, None, json.dumps(body).encode() if body else b""))
         assert isinstance(said, Made)
-        assert (said.status, len(held)) == (200, 0), path
+        assert (said.status, len(held)) == (200, shared), path
+        assert said.held == bool(shared)
     app.settle()
-    assert len(quick.predictions()) == 6 + 2 + 1 + 1
+    assert len(quick.predictions()) == 7 + 2 + FEW + 1 + 1 + 1
 
 
 def test_an_answer_that_cannot_be_logged_does_not_go_out(quick: Any, capsys: pytest.CaptureFixture[str]) -> None:

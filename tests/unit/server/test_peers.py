@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tidemill.engine.predict.live import Answer
 from tidemill.server import access
 from tidemill.server.access import AccessLog
 from tidemill.server.message import Request
@@ -40,8 +41,9 @@ def test_figures_of_several_workers_name_their_worker() -> None:
 
 def test_buckets_add_up() -> None:
     metrics = Metrics()
+    answer = Answer(id="a", prediction=0.5, version=1, route="champion", asked="now")
     for seconds in (0.00001, 0.00002, 0.3, 99.0):
-        metrics.predicted([("m", 1, "champion")], (0.0, 0.0, 0.0, 0.0, seconds, 0.0))
+        metrics.predicted("m", [answer], (0.0, 0.0, 0.0, 0.0, seconds, 0.0))
     lines = render({"0": metrics.families()}).decode().splitlines()
     for line in (
         'tidemill_stage_seconds_bucket{stage="log",le="0.00001"} 1',

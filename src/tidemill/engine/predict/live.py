@@ -94,7 +94,7 @@ class Loaded:
 class Live:
     """A model as it answers now: its champion, how questions are shared out, and the other versions of the route.
 
-    ``single``: a single row can be answered without a frame, by the champion alone, with nothing mirrored.
+    ``by_value``: its versions can answer rows without a frame. ``mirrored``: other versions are asked, too.
     """
 
     model: Model
@@ -103,11 +103,13 @@ class Live:
     champion: Loaded
     route: Route = PLAIN
     others: Mapping[int, Loaded] = field(default_factory=dict)
-    single: bool = field(init=False)
+    by_value: bool = field(init=False)
+    mirrored: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        single = self.champion.pick is not None and self.rows.plain and self.route == PLAIN
-        object.__setattr__(self, "single", single)
+        picked = all(each.pick is not None for each in (self.champion, *self.others.values()))
+        object.__setattr__(self, "by_value", picked and self.rows.plain)
+        object.__setattr__(self, "mirrored", bool(self.route.shadows) or self.route.paired)
 
     def get(self, version: int) -> Loaded | None:
         """Return ``version`` when it is loaded."""

@@ -4,40 +4,34 @@ Everything a request needs hangs from one frozen value, ``_Now``. A request take
 one, with each new version loaded, and puts it in place by a single assignment. So a swap costs no request anything, a
 request in flight ends on the version it began with, and a rollback or a new route is a swap like any other.
 
-A route shares questions out by their keys (``route.py``). A version on trial cannot cost an answer: where an arm
-cannot be loaded or fails, the champion answers. Shadows are asked after the answer is out, with the same features, and
-what they say is logged by the route "shadow".
+A version on trial cannot cost an answer: where an arm cannot be loaded, the champion answers its questions.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import polars as pl
 
-from tidemill.base.errors import NotFoundError, NotReadyError, WorkspaceError
+from tidemill.base.errors import NotFoundError, NotReadyError
 from tidemill.base.schema import nearest
 from tidemill.engine.feature.freshness import Freshness, freshness
 from tidemill.engine.feature.layout import Applied
-from tidemill.engine.predict import single
+from tidemill.engine.predict.answering import Answering
 from tidemill.engine.predict.inbox import Inbox
-from tidemill.engine.predict.live import Answer, Kept, Live, Loaded, Looking
-from tidemill.engine.predict.predict import Answerer, Columns, Features, Logged, Predictor
-from tidemill.engine.predict.records import PREDICTIONS, sampled
-from tidemill.engine.predict.request import RequestRows
-from tidemill.engine.predict.route import CHAMPION, PINNED, SHADOW, mirrors, shadow_nonce, split
+from tidemill.engine.predict.live import Kept, Live, Loaded
+from tidemill.engine.predict.predict import Columns, Predictor
+from tidemill.engine.predict.records import PREDICTIONS
+from tidemill.engine.predict.request import FEW, RequestRows
+from tidemill.engine.predict.route import CHAMPION
 from tidemill.engine.predict.single import RowFeatures
 from tidemill.engine.predict.state import ModelState, State, fold
 from tidemill.engine.predict.turn import Turn
-from tidemill.engine.table.plain import plain
 from tidemill.ports.journal import Journal
 from tidemill.ports.log import LogWriter
 from tidemill.ports.online import Online
@@ -48,8 +42,6 @@ from tidemill.spec.system import System
 RETRY = 1.0
 #: Versions kept loaded because a caller named them, beside those that a route names.
 PINS = 8
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +83,13 @@ class Serving:
         self._rows: dict[str, RequestRows] = {}
         self._predictions = log(PREDICTIONS)
         self.inbox = Inbox(system, log=log, rows=self.request_rows, classes=self._classes)
-        self._share = system.endpoint.logged
+        self.answering = Answering(self._predictions, system.endpoint.logged, self._lookup)
         self._wanted = set(self._models) if system.endpoint.load == "start" else set()
         self._pinned: OrderedDict[tuple[str, int], Loaded] = OrderedDict()
         self._now = _Now()
         self._applied = 0
         self._retry_at = 0.0
-        self._origin, self._count = os.urandom(12).hex(), itertools.count()
         self._turn = threading.Lock()  # held by the one refresh under way
-        #: How often an arm or a shadow failed, by model and version.
-        self.failures: Counter[tuple[str, int]] = Counter()
 
     # Following the journal
 
@@ -278,160 +267,68 @@ class Serving:
         """
         live = self.live(name)
         began = time.perf_counter()
-        if live.single and (request := live.rows.one(body)) is not None:
-            return self._single(live, request, nonce, began, turn)
-        rows, where = live.rows.objects(body)
-        if live.single and not where:
-            return self._single(live, live.rows.row(rows[0]), nonce, began, turn)
-        if turn is not None:
-            turn.release()
-        frame = live.rows.frame(rows, where)
-        return self.answer(live, frame, nonce=nonce, parsing=time.perf_counter() - began)
-
-    def _single(self, live: Live, request: dict[str, Any], nonce: str | None, began: float, turn: Turn | None) -> Kept:
+        requests = live.rows.few(body) if live.by_value else None
+        if requests is None:
+            rows, where = live.rows.objects(body)
+            if not live.by_value or len(rows) > FEW:
+                if turn is not None:
+                    turn.release()
+                frame = live.rows.frame(rows, where)
+                return self.answering.frame(live, frame, nonce, None, time.perf_counter() - began)
+            requests = [live.rows.row(row, where.format(place)) for place, row in enumerate(rows)]
         if turn is None:
-            alone = self.turn()
-            try:
-                kept = self._single(live, request, nonce, began, alone)
-            finally:
-                synced = alone.end()
-            return kept._replace(synced=synced, held=False)
-        parsed = time.perf_counter()
-        nonce = f"{nonce or self._nonce()}:0"
-        try:
-            one, looking = single.answer(live, self._lookup(live.model), turn.snapshot(), request, nonce, CHAMPION)
-        except WorkspaceError as error:
-            raise _not_yet(error) from error
-        answered = time.perf_counter()
-        if held := sampled(one.id, self._share):
-            turn.keep(_encode(one))
-        seconds = parsed - began, looking, answered - parsed - looking, time.perf_counter() - answered
-        return Kept(live.champion.answers((one,)), None, None, seconds, held)
+            return self._alone(live, requests, nonce, None, time.perf_counter() - began)
+        return self.answering.rows(live, requests, turn, nonce, None, time.perf_counter() - began)
 
-    def answer(
+    def predict_columns(
         self,
         live: Live,
-        requests: pl.DataFrame,
+        columns: Mapping[str, list[Any]],
         *,
         nonce: str | None = None,
         version: int | None = None,
         parsing: float = 0.0,
+        turn: Turn | None = None,
     ) -> Kept:
-        """Answer ``requests`` (the model's request columns) as ``live`` shares them out, or all by ``version``.
+        """Answer as ``live`` the rows given column by column (see RequestRows.columns), or have ``version`` answer all.
 
-        ``parsing``: the seconds that reading them took. Errors as for ``predict``.
+        ``parsing``: the seconds that reading them took. Else as ``predict``.
         """
         began = time.perf_counter()
-        nonce = nonce or self._nonce()
-        looking = Looking(self._lookup(live.model), requests)
-        parts = self._share_out(live, requests, version)
-        logged: list[Logged] = []
-        answers: list[Answer] = []
-        mirrored: dict[int, list[int]] = {}
-        try:
-            for route, by, places in parts:
-                by, route, said = self._ask(live, by, route, requests, looking, places, nonce)
-                logged += said
-                answers += by.answers(said)
-                for other in mirrors(live.route, live.champion.version, route, by.version):
-                    mirrored.setdefault(other, []).extend(places)
-        except WorkspaceError as error:  # the worker has not built the online state, or builds it for other views
-            raise _not_yet(error) from error
-        if len(parts) > 1:
-            order = [place for _, _, places in parts for place in places]
-            answers = [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda each: each[0])]
-        answered = time.perf_counter()
-        records = [_encode(each) for each in logged if sampled(each.id, self._share)]
-        synced = self._predictions.append(*records) if records else None
-        mirror = None
-        if mirrored and self._share:
-            ids = [answer.id for answer in answers]
+        pinned = None if version is None else self._pin(live, version)
+        few = live.rows.height(columns) <= FEW
+        if few and live.by_value and (pinned is None or pinned.pick is not None):
+            requests = live.rows.turned(columns)
+            parsing += time.perf_counter() - began
+            if turn is None:
+                return self._alone(live, requests, nonce, pinned, parsing)
+            return self.answering.rows(live, requests, turn, nonce, pinned, parsing)
+        if turn is not None:
+            turn.release()
+        frame = live.rows.columns(columns)
+        return self.answering.frame(live, frame, nonce, pinned, parsing + time.perf_counter() - began)
 
-            def mirror() -> None:
-                for other, places in sorted(mirrored.items()):
-                    self._mirror(live, other, requests, looking, sorted(places), nonce, ids)
-
-        looked = looking.seconds
-        return Kept(
-            answers, synced, mirror, (parsing, looked, answered - began - looked, time.perf_counter() - answered)
-        )
-
-    def _nonce(self) -> str:
-        """Return a nonce that no other process and no other request has."""
-        return f"{self._origin}-{next(self._count):x}"
-
-    def _share_out(
-        self, live: Live, requests: pl.DataFrame, version: int | None
-    ) -> list[tuple[str, Loaded, list[int]]]:
-        """Return who answers which rows of ``requests``: (route, version, places)."""
-        everything = list(range(requests.height))
-        if version is not None:
-            pinned = live.get(version) or self._pinned.get((live.model.name, version))
-            if pinned is None:
-                raise NotReadyError(f"Version {version} of model {live.model.name!r} is not loaded; try again.")
-            return [(PINNED, pinned, everything)]
-        if not live.route.arms:
-            return [(CHAMPION, live.champion, everything)]
-        keys = plain(requests.select(live.rows.key)).rows()
-        parts: list[tuple[str, Loaded, list[int]]] = []
-        for route, number, places in split(live.route, live.champion.version, keys):
-            by = live.get(number)
-            parts.append((CHAMPION, live.champion, places) if by is None else (route, by, places))
-        return parts
-
-    def _ask(
+    def _alone(
         self,
         live: Live,
-        by: Loaded,
-        route: str,
-        requests: pl.DataFrame,
-        looking: Looking,
-        places: list[int],
-        nonce: str,
-    ) -> tuple[Loaded, str, list[Logged]]:
-        """Return who answered, by which route, and what: the champion where an arm fails."""
-        rows = requests if len(places) == requests.height else requests[places]
-        nonces = [f"{nonce}:{place}" for place in places]
+        requests: Sequence[dict[str, Any]],
+        nonce: str | None,
+        pinned: Loaded | None,
+        parsing: float,
+    ) -> Kept:
+        """Answer ``requests`` in a turn of their own."""
+        turn = self.turn()
         try:
-            return by, route, self._answerer(live, by, looking.of(places)).answer(rows, nonces=nonces, route=route)
-        except WorkspaceError:
-            raise
-        except Exception:
-            if route in (CHAMPION, PINNED):
-                raise
-        # What is wrong with the question itself, the champion will say as well.
-        answered = self._ask(live, live.champion, CHAMPION, requests, looking, places, nonce)
-        self.failures[live.model.name, by.version] += 1
-        return answered
+            kept = self.answering.rows(live, requests, turn, nonce, pinned, parsing)
+        finally:
+            synced = turn.end()
+        return kept._replace(synced=synced, held=False)
 
-    def _mirror(
-        self,
-        live: Live,
-        version: int,
-        requests: pl.DataFrame,
-        looking: Looking,
-        places: list[int],
-        nonce: str,
-        ids: Sequence[str],
-    ) -> None:
-        """Ask ``version`` what others have answered, and log what it says where their answer ``ids`` are logged."""
-        by = live.get(version)
-        if by is None:
-            return
-        nonces = [shadow_nonce(f"{nonce}:{place}", version) for place in places]
-        rows = requests if len(places) == requests.height else requests[places]
-        try:
-            said = self._answerer(live, by, looking.of(places)).answer(rows, nonces=nonces, route=SHADOW)
-        except Exception:  # a shadow that fails is counted, and costs nobody an answer
-            self.failures[live.model.name, version] += 1
-            return
-        records = [_encode(each) for place, each in zip(places, said, strict=True) if sampled(ids[place], self._share)]
-        if records:
-            self._predictions.append(*records)
-
-    @staticmethod
-    def _answerer(live: Live, by: Loaded, lookup: Features) -> Answerer:
-        return Answerer(live.model.name, by.version, live.rows.key, lookup, by.predictor, live.columns)
+    def _pin(self, live: Live, version: int) -> Loaded:
+        pinned = live.get(version) or self._pinned.get((live.model.name, version))
+        if pinned is None:
+            raise NotReadyError(f"Version {version} of model {live.model.name!r} is not loaded; try again.")
+        return pinned
 
     def _lookup(self, model: Model) -> RowFeatures:
         mine: dict[str, RowFeatures] = self._lookups.__dict__
@@ -447,10 +344,6 @@ class Serving:
         """Sync and close this process's log segments. Idempotent."""
         self._predictions.close()
         self.inbox.close()
-
-
-def _not_yet(error: WorkspaceError) -> NotReadyError:
-    return NotReadyError(f"Features cannot be looked up yet: {error}.")
 
 
 def _cannot(version: int, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One question answered value by value, without a frame: what most requests are, and the shortest way through them.
+"""One question answered value by value, without a frame: the shortest way for requests of few rows, which most are.
 
 It gives what ``Answerer`` gives for a frame of that one row, bit for bit.
 """
@@ -6,14 +6,13 @@ It gives what ``Answerer`` gives for a frame of that one row, bit for bit.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import polars as pl
 
 from tidemill.base.errors import RequestError
-from tidemill.engine.predict.live import Live
+from tidemill.engine.predict.live import Live, Loaded
 from tidemill.engine.predict.predict import Features, Logged, prediction_id
 from tidemill.ports.online import Snapshot
 
@@ -29,19 +28,16 @@ class RowFeatures(Features, Protocol):
 
 
 def answer(
-    live: Live, lookup: RowFeatures, snapshot: Snapshot, request: dict[str, Any], nonce: str, route: str
-) -> tuple[Logged, float]:
-    """Return the champion's prediction for ``request`` (see RequestRows.row), and the seconds the look-up took.
+    live: Live, by: Loaded, route: str, request: dict[str, Any], found: tuple[list[Any], Any], nonce: str
+) -> Logged:
+    """Return the prediction of the version ``by`` for ``request`` (see RequestRows.row).
 
-    Raises RequestError as ``Answerer.answer``, WorkspaceError as the look-up.
+    ``found``: what ``RowFeatures.row`` found for it. Raises RequestError as ``Answerer.answer``.
     """
-    champion = live.champion
-    assert champion.pick is not None
-    began = time.perf_counter()
-    values, applied = lookup.row(request, live.rows.schema, snapshot)
-    looking = time.perf_counter() - began
+    assert by.pick is not None
+    values, applied = found
     try:
-        predicted = champion.predictor.row(champion.pick(values))
+        predicted = by.predictor.row(by.pick(values))
     except ValueError as error:
         first = str(error).partition("\n")[0]
         raise RequestError(f"The model cannot take the features of these rows: {first}") from error
@@ -49,10 +45,10 @@ def answer(
         raise RequestError("The model gives no finite prediction for these rows.")
     key = [request[column] for column in live.rows.key]
     name = live.model.name
-    logged = Logged(
+    return Logged(
         id=prediction_id(name, key, applied.t, nonce),
         model=name,
-        version=champion.version,
+        version=by.version,
         route=route,
         asked=applied.t,
         journal=applied.journal,
@@ -64,4 +60,3 @@ def answer(
         prediction=predicted,
         columns=live.columns.names,
     )
-    return logged, looking

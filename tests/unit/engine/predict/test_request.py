@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill.base.clock import format_time, from_datetime, parse_time
 from tidemill.base.errors import RequestError, TidemillError
-from tidemill.engine.predict.request import MAX_ROWS, RequestRows, pushed_rows, read_json
+from tidemill.engine.predict.request import FEW, MAX_ROWS, RequestRows, pushed_rows, read_json
 
 TIME = pl.Datetime("us", "UTC")
 SCHEMA: dict[str, pl.DataType] = {
@@ -245,27 +245,32 @@ SPELLED = st.one_of(
     st.dictionaries(st.sampled_from([*PLAIN, "other"]), SPELLED, max_size=5),
     st.sampled_from([None, *PLAIN]),
     st.permutations([*PLAIN]),
+    st.sampled_from(["%s", '{"rows":[%s]}', '{"rows": [%s, %s]}', '{"rows":[%s],"more":1}', "[%s]", '{"rows":%s}']),
 )
-def test_the_short_way_reads_a_row_as_the_long_way_or_leaves_it_to_it(
-    changed: dict[str, str], missing: str | None, order: list[str]
+def test_the_short_way_reads_rows_as_the_long_way_or_leaves_them_to_it(
+    changed: dict[str, str], missing: str | None, order: list[str], shape: str
 ) -> None:
     good = {name: json.dumps(value) for name, value in {**GOOD, "wide": 7, "single": -5}.items()}
     spelled = {name: {**good, **changed}[name] for name in [*order, *(changed.keys() - PLAIN.keys())]}
     if missing:
         spelled.pop(missing)
-    body = ("{" + ",".join(f'"{name}":{value}' for name, value in spelled.items()) + "}").encode()
-    found = PLAIN_ROWS.one(body)
+    texts = ["{" + ",".join(f'"{name}":{value}' for name, value in each.items()) + "}" for each in (spelled, good)]
+    body = (shape % tuple(texts[: shape.count("%s")])).encode()
+    found = PLAIN_ROWS.few(body)
     try:
-        (row,), where = PLAIN_ROWS.objects(body)
-        expected = PLAIN_ROWS.row(row)
+        rows, where = PLAIN_ROWS.objects(body)
+        expected = [PLAIN_ROWS.row(row, where.format(place)) for place, row in enumerate(rows)]
     except RequestError:
         assert found is None
         return
-    assert where == ""
+    assert where == ("" if shape == "%s" else "rows[{}].")
     if found is not None:
         assert repr(found) == repr(expected)  # types, order, and the sign of zero
 
 
 def test_the_short_way_takes_what_is_usual() -> None:
-    assert PLAIN.keys() == (PLAIN_ROWS.one(json.dumps({**GOOD, "wide": 7, "single": 1}).encode()) or {}).keys()
-    assert RequestRows({"rows": pl.Int64()}, ("rows",)).one(b'{"rows": 1}') is None
+    row = {**GOOD, "wide": 7, "single": 1}
+    for body, count in ((row, 1), ({"rows": [row]}, 1), ({"rows": [row] * FEW}, FEW), ({"rows": [row] * (FEW + 1)}, 0)):
+        found = PLAIN_ROWS.few(json.dumps(body).encode()) or []
+        assert [each.keys() for each in found] == [PLAIN.keys()] * count
+    assert RequestRows({"rows": pl.Int64()}, ("rows",)).few(b'{"rows": 1}') is None

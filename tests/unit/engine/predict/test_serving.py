@@ -128,7 +128,7 @@ def test_a_champion_in_flight_answers_by_its_own_version(stage: Any) -> None:
     stage.made("risk", 2, 0.5)
     stage.point("risk", 2)
     stage.serving.refresh()
-    (answer,) = stage.serving.answer(live, requests).answers
+    (answer,) = stage.serving.answering.frame(live, requests).answers
     assert (answer.version, answer.prediction) == (1, 0.25)
 
 

@@ -78,13 +78,13 @@ def test_an_arm_that_fails_costs_no_answer(three: Any) -> None:
     share_out(three, Arm("canary", 4, 1.0), shadows=(4,))
     kept = three.serving.predict("risk", body("a"))
     assert [(one.route, one.version) for one in kept.answers] == [("champion", 1)]
-    assert three.serving.failures == {("risk", 4): 1}
+    assert three.serving.answering.failures == {("risk", 4): 1}
     kept.mirror()
-    assert three.serving.failures == {("risk", 4): 2}
+    assert three.serving.answering.failures == {("risk", 4): 2}
     assert len(three.predictions()) == 1
     with pytest.raises(RequestError):  # what is wrong with the question is the caller's fault, and no failure
         three.serving.predict("risk", json.dumps({**ROW, "x": -1}).encode())
-    assert three.serving.failures == {("risk", 4): 2}
+    assert three.serving.answering.failures == {("risk", 4): 2}
 
 
 def test_an_arm_that_cannot_be_loaded_leaves_its_keys_to_the_champion(three: Any) -> None:
@@ -109,8 +109,7 @@ def test_a_version_that_the_caller_names(three: Any) -> None:
     serving.refresh()
     assert not serving.loaded("risk", 4)
     serving.load("risk", 4)
-    live = serving.live("risk")
-    kept = serving.answer(live, live.rows.read(body("a")), version=4)
+    kept = serving.predict_columns(serving.live("risk"), {name: [value] for name, value in ROW.items()}, version=4)
     assert [(one.route, one.version, one.prediction) for one in kept.answers] == [("pinned", 4, 0.9)]
     assert kept.mirror is None
     with pytest.raises(NotFoundError, match="There is no version 9"):

@@ -1,9 +1,10 @@
-"""A single row answered value by value is answered as a frame of that row, bit for bit."""
+"""Few rows answered value by value are answered and logged as a frame of them, bit for bit."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,19 @@ from hypothesis import strategies as st
 from tidemill.base.errors import RequestError
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
-from tidemill.engine.predict.route import route
+from tidemill.engine.predict.request import FEW
+from tidemill.engine.predict.route import Arm, route
 
 ROW = {"id": "a", "x": 1.0, "n": 2, "ok": True, "at": 5}
 COLUMNS = ("ok", "x", "n")
+BROKEN = 4.0  # of the version that fails whatever it is asked
 
 
 class Runner:
-    """Adds up what it is given; a null counts 7, and a number below -1e9 is refused."""
+    """Adds up what it is given, and ``more``; a null counts 7, and a number below -1e9 is refused."""
+
+    def __init__(self, more: float = 0.0) -> None:
+        self.more = more
 
     def batch(self, features: pl.DataFrame) -> np.ndarray[Any, Any]:
         rows = features.select(COLUMNS).rows()
@@ -31,7 +37,9 @@ class Runner:
     def row(self, values: Sequence[Any]) -> float:
         if any(value is not None and value < -1e9 for value in values):
             raise ValueError("too low\nmore")
-        return float(sum(7.0 if value is None else float(value) for value in values))
+        if self.more == BROKEN:
+            raise KeyError("broken")
+        return self.more + float(sum(7.0 if value is None else float(value) for value in values))
 
 
 class Rows:
@@ -58,10 +66,11 @@ def compiled(stage: Any) -> Any:
         if model == "cost":
             made: Predictor = inner(model, training)
             return made
-        return Predictor(Encoding(COLUMNS, {}, (), ()), None, Runner())
+        return Predictor(Encoding(COLUMNS, {}, (), ()), None, Runner(float(training.removeprefix("risk-"))))
 
     stage.serving._load = load
-    stage.made("risk", 2, None, ())
+    for version in (2, 3, 4):
+        stage.made("risk", version, None, ())
     stage.point("risk", 2)
     stage.serving.refresh()
     model = stage.serving.model("risk")
@@ -81,23 +90,62 @@ values = st.fixed_dictionaries(
 )
 
 
-@given(values)
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_it_says_and_logs_what_a_frame_would(compiled: Any, row: dict[str, Any]) -> None:
-    before, asked = len(compiled.predictions()), compiled.rows.asked
-    said: list[tuple[list[Any], Any]] = []
-    for body in (row, {"rows": [row]}):
-        try:
-            kept = compiled.serving.predict("risk", json.dumps(body).encode(), nonce="n")
-            said.append(([(a.id, a.prediction, a.version, a.route, a.asked) for a in kept.answers], None))
-        except RequestError as error:
-            said.append(([], (str(error), (error.field or "").removeprefix("rows[0]."))))
-    assert said[0] == said[1]
-    logged = compiled.records("predictions")[before:]
-    assert len(logged) == 2 * len(said[0][0])
-    if logged:
-        assert json.dumps(logged[0]) == json.dumps(logged[1])
-        assert compiled.rows.asked == asked + 1
+def asked(stage: Any, ask: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Return what is said when ``ask`` is called, or what is wrong, and what is logged: shadows after the rest."""
+    before = len(stage.predictions())
+    try:
+        kept = ask()
+    except RequestError as error:
+        assert len(stage.predictions()) == before
+        return (str(error), error.field), []
+    answered = len(stage.predictions())
+    if kept.mirror is not None:
+        kept.mirror()
+    logged = [json.dumps(each) for each in stage.records("predictions")[before:]]
+    answers = answered - before
+    assert answers == len(kept.answers)
+    return kept.answers, sorted(logged[:answers]) + sorted(logged[answers:])
+
+
+arms = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([0.2, 0.3])), max_size=3)
+
+
+@given(st.lists(values, min_size=1, max_size=4), arms, st.lists(st.integers(1, 4), max_size=2), st.booleans())
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_few_rows_are_answered_and_logged_as_by_a_frame(
+    compiled: Any, rows: list[dict[str, Any]], arms: list[tuple[int, float]], shadows: list[int], paired: bool
+) -> None:
+    serving, share = compiled.serving, [Arm(f"arm{i}", version, part) for i, (version, part) in enumerate(arms)]
+    made = route("risk", share, shadows, paired=paired)
+    compiled.write("route", model="risk", route=made.as_json(), previous="", judged=None, reasons=[])
+    serving.refresh()
+    live = serving.live("risk")
+    assert live.by_value
+    columns = {name: [row[name] for row in rows] for name in ROW}
+    failed = Counter(serving.answering.failures)
+    looked = compiled.rows.asked
+    ways = [
+        lambda: serving.answering.frame(live, live.rows.read(json.dumps({"rows": rows}).encode()), nonce="n"),
+        lambda: serving.predict("risk", json.dumps({"rows": rows}).encode(), nonce="n"),
+        lambda: serving.predict_columns(live, columns, nonce="n"),
+    ]
+    if len(rows) == 1:
+        ways.append(lambda: serving.predict("risk", json.dumps(rows[0]).encode(), nonce="n"))
+    wanted, *others = [asked(compiled, way) for way in ways]
+    for other in others:
+        if wanted[1] or len(rows) == 1:
+            said, logged = other
+            if not logged:  # a single row's column is named alone where it was not in a list
+                said, wanted = (said[0], bare(said[1])), ((wanted[0][0], bare(wanted[0][1])), [])
+            assert (said, logged) == wanted
+        else:  # of several faults another may be named
+            assert not other[1]
+    assert (compiled.rows.asked > looked) == bool(wanted[1]) or not wanted[1]
+    assert bool(serving.answering.failures - failed) <= any(version == 4 for version in made.versions)
+
+
+def bare(field: str | None) -> str:
+    return (field or "").removeprefix("rows[0].")
 
 
 @pytest.mark.parametrize(
@@ -117,10 +165,28 @@ def test_a_prediction_that_is_not_finite_is_refused(compiled: Any) -> None:
         compiled.serving.predict("risk", json.dumps(ROW).encode())
 
 
-def test_a_route_takes_the_way_of_frames(compiled: Any) -> None:
-
-    made = route("risk", [], [1])
+def test_a_version_that_takes_only_frames_gets_them(compiled: Any) -> None:
+    compiled.serving._load = compiled.load  # as version 3 will be
+    compiled.made("risk", 3, 0.75)
+    made = route("risk", [], [3])
     compiled.write("route", model="risk", route=made.as_json(), previous="", judged=None, reasons=[])
     compiled.serving.refresh()
     assert compiled.serving.predict("risk", json.dumps(ROW).encode()).mirror is not None
     assert compiled.rows.asked == 0
+
+
+def test_many_rows_make_a_frame(compiled: Any) -> None:
+    for count, alone in ((FEW, FEW), (FEW + 1, 0)):
+        compiled.rows.asked = 0
+        rows = [{**ROW, "id": str(place)} for place in range(count)]
+        kept = compiled.serving.predict("risk", json.dumps({"rows": rows}).encode())
+        assert (len(kept.answers), compiled.rows.asked) == (count, alone)
+
+
+def test_a_turn_holds_what_a_list_of_rows_says(compiled: Any) -> None:
+    turn = compiled.serving.turn()
+    kept = compiled.serving.predict("risk", json.dumps({"rows": [ROW, ROW]}).encode(), turn=turn)
+    assert kept.held
+    assert compiled.predictions() == []
+    turn.end()
+    assert len(compiled.predictions()) == 2
