@@ -100,7 +100,7 @@ def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:
     shape = tensor.shape
     if tensor.datatype not in _TYPES:
         raise ValueError(f"The datatype {tensor.datatype!r} is not taken; known are {', '.join(_TYPES)}.")
-    if not shape or shape[0] < 0 or any(each != 1 for each in shape[1:]):
+    if not shape or shape[0] < 0 or (len(shape) > 1 and any(each != 1 for each in shape[1:])):
         raise ValueError(f"The shape is {shape}; a column of n rows has [n] or [n, 1].")
     if not 1 <= shape[0] <= MAX_ROWS:
         raise ValueError(f"There are {shape[0]} rows; send 1 to {MAX_ROWS}.")
@@ -109,7 +109,7 @@ def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:
         values = tensor.data
         if not isinstance(values, list):
             raise ValueError("The data must be a list.")
-        while values and all(isinstance(each, list) for each in values):
+        while values and isinstance(values[0], list) and all(isinstance(each, list) for each in values):
             values = [one for each in values for one in each]
     else:
         if not isinstance(size, int) or not 0 <= size <= len(rest):
