@@ -13,6 +13,7 @@
 
 #include "arrow.h"
 #include "buffers.h"
+#include "mix.h"
 
 enum { INLINE = 12 }; /* bytes of a text that Arrow keeps beside its length */
 
@@ -40,12 +41,6 @@ typedef struct {
     Column *columns;
     Py_ssize_t count;
 } Reader;
-
-static inline uint64_t mixed(uint64_t hash, uint64_t part) {
-    hash = (hash ^ part) * UINT64_C(0x9E3779B97F4A7C15);
-    hash = (hash ^ hash >> 32) * UINT64_C(0xD6E8FEB86659FD93);
-    return hash ^ hash >> 32;
-}
 
 /* Return the text of `length` bytes that lie in `near`, where other bytes may follow, or at `far` if they do not fit. */
 static inline Text text_of(uint32_t length, const char near[INLINE], const char *far) {

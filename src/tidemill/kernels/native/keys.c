@@ -4,6 +4,7 @@
  * and one key. Both are far from each other and from those of the next row, so that they are asked for ahead of time.
  */
 #include "buffers.h"
+#include "mix.h"
 
 #include <stdlib.h>
 
@@ -31,12 +32,6 @@ static void keys_free(Keys *keys) {
     free(keys->slots);
     free(keys->keys);
     free(keys);
-}
-
-static inline uint64_t mixed(uint64_t hash, uint64_t part) {
-    hash = (hash ^ part) * UINT64_C(0x9E3779B97F4A7C15);
-    hash = (hash ^ hash >> 32) * UINT64_C(0xD6E8FEB86659FD93);
-    return hash ^ hash >> 32;
 }
 
 static inline uint64_t hash_row(const Keys *keys, const Rows *rows, size_t row) {
