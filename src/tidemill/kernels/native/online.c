@@ -26,26 +26,35 @@
 
 /* Groups --------------------------------------------------------------------------------------------------------- */
 
+/* Bytes of a store; no data: there are none. */
+typedef struct {
+    const char *data;
+    size_t size;
+} blob;
+
 /* A group as it lies in the store: the head, and where it has blocks their directory and those that are needed. */
 typedef struct {
     segment *segments;
     char *needed;
     int count;
     int64_t loaded; /* rows in memory */
-    Py_buffer *buffers;
+    Py_buffer *buffers; /* of the directory and the blocks */
     int held;
     segment alone; /* of a group without blocks, so that it takes no memory of its own */
-    Py_buffer head;
 } group;
+
+static inline blob bytes_of(const Py_buffer *buffer) {
+    return (blob){buffer->buf, (size_t)buffer->len};
+}
 
 static int malformed(const char *what) {
     PyErr_Format(PyExc_ValueError, "the %s is not one of this plan's view", what);
     return -1;
 }
 
-static int open_rows(const plan *p, const Py_buffer *from, const char *what, segment *s) {
-    const char *data = from->buf;
-    size_t size = (size_t)from->len;
+static int open_rows(const plan *p, blob from, const char *what, segment *s) {
+    const char *data = from.data;
+    size_t size = from.size;
     if (!size && !s->listed) return 0;
     if (size < HEADER) return malformed(what);
     uint64_t rows = load_u32(data);
@@ -89,7 +98,7 @@ static void choose(const plan *p, const segment *s, int blocks, int64_t t, char 
 
 static void close_group(group *g) {
     for (int i = 0; i < g->held; i++) PyBuffer_Release(&g->buffers[i]);
-    if (g->buffers != &g->head) PyMem_Free(g->buffers);
+    PyMem_Free(g->buffers);
     if (g->segments != &g->alone) PyMem_Free(g->segments);
     PyMem_Free(g->needed);
     memset(g, 0, sizeof *g);
@@ -101,10 +110,10 @@ static int hold(group *g, PyObject *from) {
     return 0;
 }
 
-/* List the blocks of a directory in g->segments, and which are needed at t. g->buffers[...] holds the directory. */
-static int open_directory(const plan *p, int64_t t, const Py_buffer *directory, group *g) {
-    const char *data = directory->buf;
-    size_t size = (size_t)directory->len;
+/* List the blocks of a directory in g->segments, and which are needed at t. */
+static int open_directory(const plan *p, int64_t t, blob directory, group *g) {
+    const char *data = directory.data;
+    size_t size = directory.size;
     if (size < OPENING) return malformed("directory");
     uint64_t blocks = load_u32(data + 4);
     if (blocks > (size - OPENING) / ENTRY || blocks > INT32_MAX / 2) return malformed("directory");
@@ -136,46 +145,44 @@ static int open_directory(const plan *p, int64_t t, const Py_buffer *directory, 
     return 0;
 }
 
-/* Open head (bytes or None), directory (bytes or None) and the needed blocks (a tuple of bytes). */
-static int open_group(const plan *p, int64_t t, PyObject *head, PyObject *directory, PyObject *blocks, group *g) {
+/* Open a head, a directory (bytes or None) and the needed blocks (a tuple of bytes). */
+static int open_group(const plan *p, int64_t t, blob head, PyObject *directory, PyObject *blocks, group *g) {
     memset(g, 0, sizeof *g);
     if (directory == Py_None) {
         g->count = 1;
         g->segments = &g->alone;
-        g->buffers = &g->head;
     } else {
         Py_ssize_t given = PyTuple_GET_SIZE(blocks);
-        g->buffers = PyMem_Calloc((size_t)given + 2, sizeof(Py_buffer));
+        g->buffers = PyMem_Calloc((size_t)given + 1, sizeof(Py_buffer));
         if (!g->buffers) {
             PyErr_NoMemory();
             return -1;
         }
-        if (hold(g, directory) < 0 || open_directory(p, t, &g->buffers[0], g) < 0) return -1;
+        if (hold(g, directory) < 0 || open_directory(p, t, bytes_of(&g->buffers[0]), g) < 0) return -1;
         Py_ssize_t next = 0;
         for (int i = 0; i < g->count - 1; i++) {
             if (!g->needed[i]) continue;
             if (next >= given) return malformed("number of blocks");
             if (hold(g, PyTuple_GET_ITEM(blocks, next++)) < 0) return -1;
-            if (open_rows(p, &g->buffers[g->held - 1], "block", &g->segments[i]) < 0) return -1;
+            if (open_rows(p, bytes_of(&g->buffers[g->held - 1]), "block", &g->segments[i]) < 0) return -1;
             g->loaded += g->segments[i].rows;
         }
         if (next != given) return malformed("number of blocks");
     }
-    if (head != Py_None) {
-        if (hold(g, head) < 0 || open_rows(p, &g->buffers[g->held - 1], "head", &g->segments[g->count - 1]) < 0) return -1;
-        g->loaded += g->segments[g->count - 1].rows;
-    }
+    segment *last = &g->segments[g->count - 1];
+    if (open_rows(p, head, "head", last) < 0) return -1;
+    g->loaded += last->rows;
     return 0;
 }
 
-static int answer_group(const plan *p, int64_t t, const group *g, cell *out) {
+static int answer_group(const plan *p, int64_t t, const group *g, gathered *with, cell *out) {
     outcome done;
     if (g->loaded >= LONG_ROWS) {
         Py_BEGIN_ALLOW_THREADS
-        done = compute(p, g->segments, g->count, t, out);
+        done = compute(p, g->segments, g->count, t, with, out);
         Py_END_ALLOW_THREADS
     } else {
-        done = compute(p, g->segments, g->count, t, out);
+        done = compute(p, g->segments, g->count, t, with, out);
     }
     if (done == MEMORY) PyErr_NoMemory();
     if (done == MALFORMED) malformed("group");
@@ -191,6 +198,22 @@ static PyObject *as_object(const plan *p, int place, const cell *value) {
         case 'u': return PyLong_FromUnsignedLongLong((unsigned long long)value->integer);
         default: return PyLong_FromLongLong(value->integer);
     }
+}
+
+/* Return the features of a group as a tuple. */
+static PyObject *values_of(const plan *p, int64_t t, const group *g, gathered *with) {
+    cell few[64], *cells = few;
+    PyObject *values = NULL;
+    if (p->features > 64) cells = PyMem_Calloc((size_t)p->features, sizeof(cell));
+    if (!cells) return PyErr_NoMemory();
+    if (answer_group(p, t, g, with, cells) == 0) values = PyTuple_New(p->features);
+    for (int i = 0; values && i < p->features; i++) {
+        PyObject *value = as_object(p, i, &cells[i]);
+        if (!value) Py_CLEAR(values);
+        else PyTuple_SET_ITEM(values, i, value);
+    }
+    if (cells != few) PyMem_Free(cells);
+    return values;
 }
 
 /* Plans ---------------------------------------------------------------------------------------------------------- */
@@ -387,7 +410,7 @@ static PyObject *list_needs(PyObject *Py_UNUSED(module), PyObject *const *args, 
     PyObject *numbers = NULL;
     if (read_asked("needs", args, count, 3, &p, &t) < 0) return NULL;
     if (PyObject_GetBuffer(args[2], &directory, PyBUF_SIMPLE) < 0) return NULL;
-    if (open_directory(p, t, &directory, &g) == 0) {
+    if (open_directory(p, t, bytes_of(&directory), &g) == 0) {
         Py_ssize_t needed = 0;
         for (int i = 0; i < g.count - 1; i++) needed += g.needed[i];
         numbers = PyTuple_New(needed);
@@ -412,84 +435,266 @@ static PyObject *answer(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
     plan *p;
     int64_t t;
     group g = {0};
-    cell few[64], *cells = few;
-    PyObject *row = NULL;
+    gathered with;
+    Py_buffer head = {0};
+    PyObject *values = NULL;
     if (read_asked("answer", args, count, 5, &p, &t) < 0 || check_blocks(args[4]) < 0) return NULL;
-    if (p->features > 64) cells = PyMem_Calloc((size_t)p->features, sizeof(cell));
-    if (!cells) return PyErr_NoMemory();
-    if (open_group(p, t, args[2], args[3], args[4], &g) == 0 && answer_group(p, t, &g, cells) == 0) {
-        row = PyTuple_New(p->features);
-        for (int i = 0; row && i < p->features; i++) {
-            PyObject *value = as_object(p, i, &cells[i]);
-            if (!value) Py_CLEAR(row);
-            else PyTuple_SET_ITEM(row, i, value);
-        }
-    }
+    if (args[2] != Py_None && PyObject_GetBuffer(args[2], &head, PyBUF_SIMPLE) < 0) return NULL;
+    gathering(&with);
+    if (open_group(p, t, bytes_of(&head), args[3], args[4], &g) == 0) values = values_of(p, t, &g, &with);
+    gathered_all(&with);
     close_group(&g);
-    if (cells != few) PyMem_Free(cells);
-    return row;
+    if (head.obj) PyBuffer_Release(&head);
+    return values;
 }
 
-static int fill_columns(const plan *p, int64_t t, PyObject *groups, Py_ssize_t rows, column *columns, cell *cells) {
-    for (Py_ssize_t row = 0; row < rows; row++) {
-        PyObject *one = PyList_GET_ITEM(groups, row), *head = one, *directory = Py_None, *blocks = NULL;
-        if (PyTuple_Check(one)) {
-            if (PyTuple_GET_SIZE(one) != 3) {
-                PyErr_SetString(PyExc_TypeError, "a group is a head, or (head, directory, blocks)");
-                return -1;
-            }
-            head = PyTuple_GET_ITEM(one, 0);
-            directory = PyTuple_GET_ITEM(one, 1);
-            blocks = PyTuple_GET_ITEM(one, 2);
-            if (check_blocks(blocks) < 0) return -1;
+/* Records of shelves (engine/feature/shelf.py) ---------------------------------------------------------------------- */
+
+#define LISTING 2 /* of a record: how many fields there are */
+#define FIELD 6   /* of a field: number of its view, length of its head */
+
+static inline size_t load_u16(const char *at) {
+    return (size_t)(unsigned char)at[0] | (size_t)(unsigned char)at[1] << 8;
+}
+
+/* Count the fields of a record, having checked that their heads end where it does. */
+static int count_fields(blob record, size_t *fields) {
+    *fields = 0;
+    if (!record.size) return 0;
+    if (record.size >= LISTING) *fields = load_u16(record.data);
+    size_t at = LISTING + *fields * FIELD;
+    for (size_t i = 0; at <= record.size && i < *fields; i++) {
+        size_t length = load_u32(record.data + LISTING + i * FIELD + 2);
+        at = length > record.size - at ? record.size + 1 : at + length;
+    }
+    if (at == record.size) return 0;
+    PyErr_SetString(PyExc_ValueError, "the record is malformed");
+    return -1;
+}
+
+/* Return the head of the view `number` in a record of so many fields. */
+static blob head_of(blob record, size_t fields, unsigned long number) {
+    if (!fields) return (blob){NULL, 0};
+    const char *at = record.data + LISTING + fields * FIELD;
+    for (size_t i = 0; i < fields; i++) {
+        const char *field = record.data + LISTING + i * FIELD;
+        size_t length = load_u32(field + 2);
+        if (load_u16(field) == number) return (blob){at, length};
+        at += length;
+    }
+    return (blob){NULL, 0};
+}
+
+/* A view that is asked: its head has this number in a record. */
+typedef struct {
+    const plan *plan;
+    unsigned long number;
+} asked;
+
+static int read_view(PyObject *from, asked *view) {
+    if (!PyTuple_Check(from) || PyTuple_GET_SIZE(from) != 2) {
+        PyErr_SetString(PyExc_TypeError, "a view is a tuple (plan, number)");
+        return -1;
+    }
+    view->plan = PyCapsule_GetPointer(PyTuple_GET_ITEM(from, 0), CAPSULE);
+    if (!view->plan) return -1;
+    view->number = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(from, 1));
+    return view->number == (unsigned long)-1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Whether the group with this head has blocks. What is too short to be one is found out when it is opened. */
+static inline int has_directory(blob head) {
+    return head.size >= HEADER && head.data[4];
+}
+
+/* Return the features of a view from its head; where they take more than that, the head. */
+static PyObject *answer_head(const asked *view, int64_t t, blob head, gathered *with) {
+    if (has_directory(head)) return PyBytes_FromStringAndSize(head.data, (Py_ssize_t)head.size);
+    group g = {0};
+    if (open_group(view->plan, t, head, Py_None, NULL, &g) < 0) return NULL;
+    return values_of(view->plan, t, &g, with);
+}
+
+PyDoc_STRVAR(answers_doc,
+             "answers(views, t, record, /)\n--\n\nReturn the features of several views of a group at t, as a tuple of tuples; "
+             "for a view of which the group has blocks, its head instead. views: (plan, number) of each; record: bytes "
+             "in which the heads have these numbers, or None. Raises ValueError when it is not of the views.");
+
+static PyObject *answer_record(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 3 || !PyTuple_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "answers takes a tuple of views, a time and a record");
+        return NULL;
+    }
+    int64_t t = PyLong_AsLongLong(args[1]);
+    Py_buffer record = {0};
+    size_t fields;
+    gathered with;
+    PyObject *answers = NULL;
+    if (t == -1 && PyErr_Occurred()) return NULL;
+    if (args[2] != Py_None && PyObject_GetBuffer(args[2], &record, PyBUF_SIMPLE) < 0) return NULL;
+    gathering(&with);
+    if (count_fields(bytes_of(&record), &fields) == 0) answers = PyTuple_New(PyTuple_GET_SIZE(args[0]));
+    for (Py_ssize_t i = 0; answers && i < PyTuple_GET_SIZE(args[0]); i++) {
+        asked view;
+        PyObject *one = NULL;
+        if (read_view(PyTuple_GET_ITEM(args[0], i), &view) == 0)
+            one = answer_head(&view, t, head_of(bytes_of(&record), fields, view.number), &with);
+        if (!one) Py_CLEAR(answers);
+        else PyTuple_SET_ITEM(answers, i, one);
+    }
+    gathered_all(&with);
+    if (record.obj) PyBuffer_Release(&record);
+    return answers;
+}
+
+/* Columns ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    asked *views;
+    int count, features; /* of views, of their features together */
+    int64_t t;
+    PyObject *fetch;
+    Py_buffer *records;
+    Py_ssize_t rows, held;
+    cell *cells;
+    column *columns;
+    gathered with;
+} question;
+
+static int read_views(PyObject *views, question *q) {
+    q->views = PyMem_Calloc((size_t)PyTuple_GET_SIZE(views) + 1, sizeof(asked));
+    if (!q->views) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(views); i++) {
+        if (read_view(PyTuple_GET_ITEM(views, i), &q->views[i]) < 0) return -1;
+        q->features += q->views[i].plan->features;
+        if (q->features > MAX_FEATURES) {
+            PyErr_SetString(PyExc_ValueError, "too many features");
+            return -1;
         }
-        group g = {0};
-        int done = open_group(p, t, head, directory, blocks, &g);
-        if (done == 0) done = answer_group(p, t, &g, cells);
-        for (int i = 0; done == 0 && i < p->features; i++) done = fill(&columns[i], row, &cells[i]);
-        close_group(&g);
-        if (done < 0) return -1;
+        q->count++;
     }
     return 0;
 }
 
+/* Hold the records, so that they stay where they are: long groups let the interpreter go, and `fetch` is called. */
+static int hold_records(PyObject *records, question *q) {
+    q->rows = PyList_GET_SIZE(records);
+    q->records = PyMem_Calloc((size_t)q->rows + 1, sizeof(Py_buffer));
+    if (!q->records) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; q->held < q->rows; q->held++) {
+        PyObject *record = PyList_GET_ITEM(records, q->held);
+        if (record != Py_None && PyObject_GetBuffer(record, &q->records[q->held], PyBUF_SIMPLE) < 0) return -1;
+    }
+    return 0;
+}
+
+/* Answer view `i` of a row from its head, and from what lies in blocks. */
+static int answer_view(question *q, Py_ssize_t row, int i, blob head) {
+    PyObject *directory = Py_None, *blocks = NULL, *fetched = NULL;
+    if (has_directory(head)) {
+        fetched = PyObject_CallFunction(q->fetch, "in", i, row);
+        if (!fetched) return -1;
+        if (!PyTuple_Check(fetched) || PyTuple_GET_SIZE(fetched) != 2 || !PyTuple_Check(PyTuple_GET_ITEM(fetched, 1))) {
+            PyErr_SetString(PyExc_TypeError, "what is fetched is a directory and a tuple of blocks");
+            Py_DECREF(fetched);
+            return -1;
+        }
+        directory = PyTuple_GET_ITEM(fetched, 0);
+        blocks = PyTuple_GET_ITEM(fetched, 1);
+    }
+    group g = {0};
+    const plan *p = q->views[i].plan;
+    int done = open_group(p, q->t, head, directory, blocks, &g);
+    if (done == 0) done = answer_group(p, q->t, &g, &q->with, q->cells);
+    close_group(&g);
+    Py_XDECREF(fetched);
+    return done;
+}
+
+/* A record comes from memory that was not used lately: ask for it while the one before it is worked on. */
+static void prefetch(blob record) {
+    for (size_t at = 0; at < record.size; at += 64) __builtin_prefetch(record.data + at);
+}
+
+/* All views of a record are answered while it is at hand. */
+static int fill_columns(question *q) {
+    for (Py_ssize_t row = 0; row < q->rows; row++) {
+        if (row + 1 < q->rows) prefetch(bytes_of(&q->records[row + 1]));
+        blob record = bytes_of(&q->records[row]);
+        size_t fields;
+        if (count_fields(record, &fields) < 0) return -1;
+        column *to = q->columns;
+        for (int i = 0; i < q->count; i++) {
+            if (answer_view(q, row, i, head_of(record, fields, q->views[i].number)) < 0) return -1;
+            for (int j = 0; j < q->views[i].plan->features; j++)
+                if (fill(to++, row, &q->cells[j]) < 0) return -1;
+        }
+    }
+    return 0;
+}
+
+static void close_question(question *q) {
+    for (Py_ssize_t i = 0; i < q->held; i++)
+        if (q->records[i].obj) PyBuffer_Release(&q->records[i]);
+    PyMem_Free(q->records);
+    PyMem_Free(q->views);
+    PyMem_Free(q->cells);
+    PyMem_Free(q->columns);
+    gathered_all(&q->with);
+}
+
 PyDoc_STRVAR(columns_doc,
-             "columns(plan, t, groups, names, /)\n--\n\nReturn the features of many groups at t: capsules of an Arrow "
-             "schema and array, a struct of one column for each feature, under its name. A group is its head, or (head, "
-             "directory, blocks).");
+             "columns(views, t, records, fetch, names, /)\n--\n\nReturn the features of many groups at t: capsules of an "
+             "Arrow schema and array, a struct of one column for each feature of each view, under its name. views: (plan, "
+             "number) of each view; records: a list of bytes, or None, in which the heads have these numbers; fetch(view, "
+             "row), by their places: is called for a group that has blocks, and returns its directory and the needed ones "
+             "as a tuple. Raises ValueError when these are not of the views.");
 
 static PyObject *answer_columns(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
-    plan *p;
-    int64_t t;
-    if (read_asked("columns", args, count, 4, &p, &t) < 0) return NULL;
-    if (!PyList_Check(args[2]) || !PyTuple_Check(args[3]) || PyTuple_GET_SIZE(args[3]) != p->features) {
-        PyErr_SetString(PyExc_TypeError, "groups come as a list, names as a tuple of one for each feature");
+    if (count != 5 || !PyTuple_Check(args[0]) || !PyList_Check(args[2]) || !PyTuple_Check(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "columns takes a tuple of views, a time, a list, a function and a tuple of names");
         return NULL;
     }
-    /* A copy, so that nobody changes it meanwhile: long groups let the interpreter go. */
-    PyObject *groups = PyList_GetSlice(args[2], 0, PyList_GET_SIZE(args[2])), *given = NULL, *pair = NULL;
-    if (!groups) return NULL;
-    Py_ssize_t rows = PyList_GET_SIZE(groups);
-    cell *cells = PyMem_Calloc((size_t)p->features + 1, sizeof(cell));
-    column *columns = PyMem_Calloc((size_t)p->features + 1, sizeof(column));
-    arrow_schema *schema = new_schema("+s", "", p->features);
-    arrow_array *array = new_array(rows, 1, p->features);
-    if (!cells || !columns || !schema || !array) {
+    question q = {.t = PyLong_AsLongLong(args[1]), .fetch = args[3]};
+    if (q.t == -1 && PyErr_Occurred()) return NULL;
+    PyObject *names = args[4], *given = NULL, *pair = NULL;
+    arrow_schema *schema = NULL;
+    arrow_array *array = NULL;
+    gathering(&q.with);
+    if (read_views(args[0], &q) < 0 || hold_records(args[2], &q) < 0) goto done;
+    if (PyTuple_GET_SIZE(names) != q.features) {
+        PyErr_SetString(PyExc_TypeError, "there is one name for each feature");
+        goto done;
+    }
+    q.cells = PyMem_Calloc((size_t)q.features + 1, sizeof(cell));
+    q.columns = PyMem_Calloc((size_t)q.features + 1, sizeof(column));
+    schema = new_schema("+s", "", q.features);
+    array = new_array(q.rows, 1, q.features);
+    if (!q.cells || !q.columns || !schema || !array) {
         PyErr_NoMemory();
         goto done;
     }
-    for (int i = 0; i < p->features; i++) {
-        const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(args[3], i));
-        if (!name) goto done;
-        schema->children[i] = new_schema(format_of(p->feature[i].kind), name, 0);
-        int opened = open_column(&columns[i], p->feature[i].kind, rows);
-        array->children[i] = columns[i].array;
-        if (!schema->children[i] || opened < 0) {
-            PyErr_NoMemory();
-            goto done;
+    for (int i = 0, at = 0; i < q.count; i++) {
+        const plan *p = q.views[i].plan;
+        for (int j = 0; j < p->features; j++, at++) {
+            const char *name = PyUnicode_AsUTF8(PyTuple_GET_ITEM(names, at));
+            if (!name) goto done;
+            schema->children[at] = new_schema(format_of(p->feature[j].kind), name, 0);
+            int opened = open_column(&q.columns[at], p->feature[j].kind, q.rows);
+            array->children[at] = q.columns[at].array;
+            if (!schema->children[at] || opened < 0) {
+                PyErr_NoMemory();
+                goto done;
+            }
         }
     }
-    if (fill_columns(p, t, groups, rows, columns, cells) < 0) goto done;
+    if (fill_columns(&q) < 0) goto done;
     given = PyCapsule_New(schema, "arrow_schema", drop_schema);
     if (!given) goto done;
     schema = NULL;
@@ -503,107 +708,7 @@ done:
     if (array) release_array(array);
     free(schema);
     free(array);
-    PyMem_Free(cells);
-    PyMem_Free(columns);
-    Py_DECREF(groups);
-    return pair;
-}
-
-/* Shelves (engine/feature/shelf.py) --------------------------------------------------------------------------------------- */
-
-static int fields_of(PyObject *record, size_t *fields) {
-    if (!PyBytes_Check(record)) {
-        PyErr_SetString(PyExc_TypeError, "a record is bytes, or None");
-        return -1;
-    }
-    const char *data = PyBytes_AS_STRING(record);
-    size_t size = (size_t)PyBytes_GET_SIZE(record), at;
-    *fields = 0;
-    if (!size) return 0;
-    if (size >= 2) *fields = (size_t)(unsigned char)data[0] | (size_t)(unsigned char)data[1] << 8;
-    at = 2 + *fields * 6;
-    for (size_t i = 0; at <= size && i < *fields; i++) {
-        size_t length = load_u32(data + 4 + i * 6);
-        at = length > size - at ? size + 1 : at + length;
-    }
-    if (at == size) return 0;
-    PyErr_SetString(PyExc_ValueError, "the record is malformed");
-    return -1;
-}
-
-/* Return the head of the view `number` in a record of so many fields, or None; a new reference. */
-static PyObject *head_of(PyObject *record, size_t fields, unsigned long number) {
-    const char *data = PyBytes_AS_STRING(record), *at = data + 2 + fields * 6;
-    for (size_t i = 0; i < fields; i++) {
-        const char *entry = data + 2 + i * 6;
-        size_t length = load_u32(entry + 2);
-        if (((unsigned long)(unsigned char)entry[0] | (unsigned long)(unsigned char)entry[1] << 8) == number)
-            return PyBytes_FromStringAndSize(at, (Py_ssize_t)length);
-        at += length;
-    }
-    Py_RETURN_NONE;
-}
-
-static int read_number(PyObject *from, unsigned long *number) {
-    *number = PyLong_AsUnsignedLong(from);
-    return *number == (unsigned long)-1 && PyErr_Occurred() ? -1 : 0;
-}
-
-PyDoc_STRVAR(take_doc,
-             "take(record, numbers, /)\n--\n\nReturn the heads of the views with these numbers, as a tuple; None where "
-             "the record has none. Raises ValueError when it is not one.");
-
-static PyObject *take_heads(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
-    size_t fields;
-    if (count != 2 || !PyTuple_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "take takes a record and a tuple of numbers");
-        return NULL;
-    }
-    if (fields_of(args[0], &fields) < 0) return NULL;
-    Py_ssize_t wanted = PyTuple_GET_SIZE(args[1]);
-    PyObject *heads = PyTuple_New(wanted);
-    for (Py_ssize_t i = 0; heads && i < wanted; i++) {
-        unsigned long number;
-        PyObject *head = read_number(PyTuple_GET_ITEM(args[1], i), &number) < 0 ? NULL : head_of(args[0], fields, number);
-        if (!head) Py_CLEAR(heads);
-        else PyTuple_SET_ITEM(heads, i, head);
-    }
-    return heads;
-}
-
-PyDoc_STRVAR(take_all_doc,
-             "take_all(records, number, /)\n--\n\nReturn the heads of one view in a list of records (bytes or None), as a "
-             "list, and the places of those that have blocks. Raises as take.");
-
-static PyObject *take_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
-    unsigned long number;
-    if (count != 2 || !PyList_Check(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "take_all takes a list of records and a number");
-        return NULL;
-    }
-    if (read_number(args[1], &number) < 0) return NULL;
-    Py_ssize_t many = PyList_GET_SIZE(args[0]);
-    PyObject *heads = PyList_New(many), *listed = PyList_New(0);
-    for (Py_ssize_t i = 0; heads && listed && i < many; i++) {
-        PyObject *record = PyList_GET_ITEM(args[0], i), *head = NULL;
-        size_t fields;
-        if (record == Py_None) head = Py_NewRef(Py_None);
-        else if (fields_of(record, &fields) == 0) head = head_of(record, fields, number);
-        if (!head) {
-            Py_CLEAR(heads);
-            break;
-        }
-        PyList_SET_ITEM(heads, i, head);
-        Py_ssize_t size = head == Py_None ? 0 : PyBytes_GET_SIZE(head);
-        if (size && (size < 5 || PyBytes_AS_STRING(head)[4])) { /* the shortest are damaged, as will be found */
-            PyObject *place = PyLong_FromSsize_t(i);
-            if (!place || PyList_Append(listed, place) < 0) Py_CLEAR(listed);
-            Py_XDECREF(place);
-        }
-    }
-    PyObject *pair = heads && listed ? PyTuple_Pack(2, heads, listed) : NULL;
-    Py_XDECREF(heads);
-    Py_XDECREF(listed);
+    close_question(&q);
     return pair;
 }
 
@@ -634,14 +739,12 @@ static PyObject *make_summary(PyObject *Py_UNUSED(module), PyObject *const *args
     segment s = {0};
     PyObject *made = NULL;
     gathered g;
-    memset(&g, 0, sizeof g);
-    g.sum.low = EXACT_SUM_DIGITS;
-    g.squares.low = EXACT_SQUARE_DIGITS;
+    gathering(&g);
     size_t most = 4 + 16 + 4 + 8 * EXACT_SUM_DIGITS + 4 + 8 * EXACT_SQUARE_DIGITS;
     char *written = PyMem_Malloc(most * (size_t)p->slots + 1), *to = written;
     if (!written) PyErr_NoMemory();
     outcome done = FINE;
-    if (written && open_rows(p, &block, "block", &s) == 0) {
+    if (written && open_rows(p, bytes_of(&block), "block", &s) == 0) {
         for (int i = 0; i < p->slots && done == FINE; i++) {
             const slot *v = &p->slot[i];
             forget(&g);
@@ -668,8 +771,7 @@ static PyMethodDef METHODS[] = {
     {"needs", (PyCFunction)(void (*)(void))list_needs, METH_FASTCALL, needs_doc},
     {"answer", (PyCFunction)(void (*)(void))answer, METH_FASTCALL, answer_doc},
     {"columns", (PyCFunction)(void (*)(void))answer_columns, METH_FASTCALL, columns_doc},
-    {"take", (PyCFunction)(void (*)(void))take_heads, METH_FASTCALL, take_doc},
-    {"take_all", (PyCFunction)(void (*)(void))take_all, METH_FASTCALL, take_all_doc},
+    {"answers", (PyCFunction)(void (*)(void))answer_record, METH_FASTCALL, answers_doc},
     {"summary", (PyCFunction)(void (*)(void))make_summary, METH_FASTCALL, summary_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -17,6 +17,8 @@
 
 #include "exact.h"
 
+#define FEW_PLACES 1024 /* of distinct values */
+
 enum { COUNT, SUM, MEAN, SHARE, STD, MIN, MAX, N_UNIQUE, QUANTILE, FIRST, LAST, SINCE_LAST, LATEST, FUNCTIONS };
 static const char *const NAMES[FUNCTIONS] = {
     "count", "sum", "mean", "share", "std", "min", "max", "n_unique", "quantile", "first", "last", "since_last", "latest",
@@ -274,12 +276,30 @@ static outcome keep(gathered *g, double value) {
     return FINE;
 }
 
+static void gathering(gathered *g) {
+    memset(g, 0, sizeof *g);
+    exact_sum_init(&g->sum);
+    exact_squares_init(&g->squares);
+}
+
+/* Forget what was gathered. Memory is kept for what comes next, but not what only a large group needed. */
 static void forget(gathered *g) {
     g->count = 0;
     exact_sum_clear(&g->sum);
     exact_squares_clear(&g->squares);
-    if (g->distinct) memset(g->members, 0, g->places * sizeof *g->members);
+    if (g->places > FEW_PLACES) {
+        free(g->members);
+        g->members = NULL;
+        g->places = 0;
+    } else if (g->distinct) {
+        memset(g->members, 0, g->places * sizeof *g->members);
+    }
     g->distinct = g->held = 0;
+}
+
+static void gathered_all(gathered *g) {
+    free(g->members);
+    free(g->values);
 }
 
 static inline void stretch(gathered *g, double least, double greatest, int64_t before) {
@@ -472,19 +492,14 @@ static outcome find(const plan *p, const segment *s, int segments, int64_t t, in
     return FINE;
 }
 
-static outcome compute(const plan *p, const segment *s, int segments, int64_t t, cell *out) {
-    gathered g;
+/* `g` is what passes use, begun once for any number of groups. */
+static outcome compute(const plan *p, const segment *s, int segments, int64_t t, gathered *g, cell *out) {
     outcome done = FINE;
-    memset(&g, 0, sizeof g);
-    g.sum.low = EXACT_SUM_DIGITS;
-    g.squares.low = EXACT_SQUARE_DIGITS;
     for (int first = 0, after; first < p->passed && done == FINE; first = after) {
         int place = p->feature[p->order[first]].slot;
         for (after = first + 1; after < p->passed && p->feature[p->order[after]].slot == place;) after++;
-        done = pass(p, s, segments, t, &g, p->order + first, after - first, out);
+        done = pass(p, s, segments, t, g, p->order + first, after - first, out);
     }
-    free(g.members);
-    free(g.values);
     const segment *of = NULL;
     const char *row = NULL;
     for (int i = p->passed; i < p->features && done == FINE; i++) {
