@@ -192,15 +192,12 @@ class LmdbSnapshot:
 
     def get(self, space: str, key: bytes) -> bytes | None:
         """Return the value of ``key`` in ``space``, or None."""
-        if len(key) > MAX_KEY:
-            return None
         found = self._get((_prefixes.get(space) or _prefix(space)) + key)
         return None if found is None else bytes(found)
 
     def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         """Return the value of each of ``keys`` in ``space``, or None: views, not copied."""
-        get, prefix = self._get, _prefix(space)
-        return [get(prefix + key) if len(key) <= MAX_KEY else None for key in keys]
+        return list(map(self._get, map(_prefix(space).__add__, keys)))
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""

@@ -182,17 +182,16 @@ class _Shelf:
         Groups are read once each where that saves half of the reading.
         """
         require(requests, self.columns)
-        names = names_of(requests, self.columns, self.types)
-        distinct = list(dict.fromkeys(names))
-        if 2 * len(distinct) > len(names):
-            distinct = names
-        records = snapshot.get_many(self.space, [name or b"" for name in distinct])
+        names = distinct = names_of(requests, self.columns, self.types)
+        repeated = 2 * len(set(names)) <= len(names)
+        if repeated:
+            distinct = list(dict.fromkeys(names))
 
         def fetch(view: int, row: int) -> tuple[bytes, tuple[Value, ...]]:
-            return self.readers[view].fetch(snapshot, distinct[row] or b"", t)
+            return self.readers[view].fetch(snapshot, distinct[row], t)
 
-        answered = self.packed.frame(t, records, fetch)
-        if distinct is names:
+        answered = self.packed.frame(t, snapshot.get_many(self.space, distinct), fetch)
+        if not repeated:
             return answered
         places = {name: place for place, name in enumerate(distinct)}
         return answered[[places[name] for name in names]]

@@ -101,7 +101,6 @@ static void close_group(group *g) {
     PyMem_Free(g->buffers);
     if (g->segments != &g->alone) PyMem_Free(g->segments);
     PyMem_Free(g->needed);
-    memset(g, 0, sizeof *g);
 }
 
 static int hold(group *g, PyObject *from) {
@@ -147,11 +146,14 @@ static int open_directory(const plan *p, int64_t t, blob directory, group *g) {
 
 /* Open a head, a directory (bytes or None) and the needed blocks (a tuple of bytes). */
 static int open_group(const plan *p, int64_t t, blob head, PyObject *directory, PyObject *blocks, group *g) {
-    memset(g, 0, sizeof *g);
-    if (directory == Py_None) {
-        g->count = 1;
-        g->segments = &g->alone;
-    } else {
+    g->segments = &g->alone;
+    g->alone = (segment){0};
+    g->needed = NULL;
+    g->buffers = NULL;
+    g->held = 0;
+    g->count = 1;
+    g->loaded = 0;
+    if (directory != Py_None) {
         Py_ssize_t given = PyTuple_GET_SIZE(blocks);
         g->buffers = PyMem_Calloc((size_t)given + 1, sizeof(Py_buffer));
         if (!g->buffers) {
@@ -434,7 +436,7 @@ PyDoc_STRVAR(answer_doc,
 static PyObject *answer(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     plan *p;
     int64_t t;
-    group g = {0};
+    group g;
     gathered with;
     Py_buffer head = {0};
     PyObject *values = NULL;
@@ -510,7 +512,7 @@ static inline int has_directory(blob head) {
 /* Return the features of a view from its head; where they take more than that, the head. */
 static PyObject *answer_head(const asked *view, int64_t t, blob head, gathered *with) {
     if (has_directory(head)) return PyBytes_FromStringAndSize(head.data, (Py_ssize_t)head.size);
-    group g = {0};
+    group g;
     if (open_group(view->plan, t, head, Py_None, NULL, &g) < 0) return NULL;
     return values_of(view->plan, t, &g, with);
 }
@@ -608,7 +610,7 @@ static int answer_view(question *q, Py_ssize_t row, int i, blob head) {
         directory = PyTuple_GET_ITEM(fetched, 0);
         blocks = PyTuple_GET_ITEM(fetched, 1);
     }
-    group g = {0};
+    group g;
     const plan *p = q->views[i].plan;
     int done = open_group(p, q->t, head, directory, blocks, &g);
     if (done == 0) done = answer_group(p, q->t, &g, &q->with, q->cells);
@@ -748,7 +750,7 @@ static PyObject *make_summary(PyObject *Py_UNUSED(module), PyObject *const *args
         for (int i = 0; i < p->slots && done == FINE; i++) {
             const slot *v = &p->slot[i];
             forget(&g);
-            for (int64_t row = 0; row < s.rows && done == FINE; row++) done = gather(&g, p, &s, record(p, &s, row), i, 0);
+            for (int64_t row = 0; row < s.rows && done == FINE; row++) done = gather(&g, &s, record(p, &s, row), v, 0);
             uint32_t present = (uint32_t)g.count;
             put(&to, &present, 4);
             if (v->needs & NEEDS_EXTREMES) {

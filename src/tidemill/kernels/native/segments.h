@@ -112,9 +112,10 @@ static inline int there(const slot *v, const char *row) {
     return v->kind == 't' ? load_i32(row + v->there) >= 0 : row[v->there] != 0;
 }
 
-/* The first row whose time is not before `time`. */
+/* The first row whose time is not before `time`. Mostly all are, and one look tells. */
 static int64_t bound(const plan *p, const segment *s, int64_t time) {
     int64_t low = 0, high = s->rows;
+    if (high && load_i64(record(p, s, high - 1)) < time) return high;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
         if (load_i64(record(p, s, middle)) < time) low = middle + 1;
@@ -133,8 +134,7 @@ static inline int whole(const segment *s, int64_t low, int64_t t) {
     return s->listed && s->first >= low && s->last < t && s->opened < t && s->closes >= t;
 }
 
-static outcome read_cell(const plan *p, const segment *s, const char *row, int place, cell *out) {
-    const slot *v = &p->slot[place];
+static outcome read_cell(const slot *v, const segment *s, const char *row, cell *out) {
     out->null = !there(v, row);
     if (out->null) return FINE;
     switch (v->kind) {
@@ -285,6 +285,8 @@ static void gathering(gathered *g) {
 /* Forget what was gathered. Memory is kept for what comes next, but not what only a large group needed. */
 static void forget(gathered *g) {
     g->count = 0;
+    g->least = INFINITY;
+    g->greatest = -INFINITY;
     exact_sum_clear(&g->sum);
     exact_squares_clear(&g->squares);
     if (g->places > FEW_PLACES) {
@@ -302,23 +304,23 @@ static void gathered_all(gathered *g) {
     free(g->values);
 }
 
-static inline void stretch(gathered *g, double least, double greatest, int64_t before) {
-    if (!before || least < g->least) g->least = least;
-    if (!before || greatest > g->greatest) g->greatest = greatest;
+static inline void stretch(gathered *g, double least, double greatest) {
+    g->least = least < g->least ? least : g->least;
+    g->greatest = greatest > g->greatest ? greatest : g->greatest;
 }
 
-static outcome distinct(gathered *g, const plan *p, const segment *s, const char *row, int place) {
+static outcome distinct(gathered *g, const segment *s, const char *row, const slot *v) {
     cell value;
-    outcome read = read_cell(p, s, row, place, &value);
+    outcome read = read_cell(v, s, row, &value);
     if (read != FINE) return read;
     member one = {0, NULL, 0, 1};
-    if (p->slot[place].kind == 't') {
+    if (v->kind == 't') {
         one.bits = UINT64_C(0xcbf29ce484222325);
         for (int64_t i = 0; i < value.text.size; i++)
             one.bits = (one.bits ^ (unsigned char)value.text.data[i]) * UINT64_C(0x100000001b3);
         one.text = value.text.data;
         one.size = value.text.size;
-    } else if (p->slot[place].kind == 'f') {
+    } else if (v->kind == 'f') {
         value.number = value.number == 0 ? 0.0 : value.number; /* zero has no sign */
         memcpy(&one.bits, &value.number, 8);
     } else {
@@ -327,13 +329,12 @@ static outcome distinct(gathered *g, const plan *p, const segment *s, const char
     return note(g, &one);
 }
 
-/* Take in the value of one visible row. `scans`: bits of N_UNIQUE and QUANTILE. */
-static inline outcome gather(gathered *g, const plan *p, const segment *s, const char *row, int place, int scans) {
-    if (place < 0) {
+/* Take in a visible row, of which `v` is the value (NULL: none). `scans`: bits of N_UNIQUE and QUANTILE. */
+static inline outcome gather(gathered *g, const segment *s, const char *row, const slot *v, int scans) {
+    if (!v) {
         g->count++;
         return FINE;
     }
-    const slot *v = &p->slot[place];
     if (!there(v, row)) return FINE;
     if (v->needs) {
         double value;
@@ -348,11 +349,11 @@ static inline outcome gather(gathered *g, const plan *p, const segment *s, const
             if (v->needs & NEEDS_SUM) exact_sum_add_int(&g->sum, integer);
             if (v->needs & NEEDS_SQUARES) exact_squares_add_int(&g->squares, integer);
         }
-        stretch(g, value, value, g->count);
+        stretch(g, value, value);
     }
     g->count++;
     if (scans & 1 << N_UNIQUE) {
-        outcome done = distinct(g, p, s, row, place);
+        outcome done = distinct(g, s, row, v);
         if (done != FINE) return done;
     }
     if (scans & 1 << QUANTILE) {
@@ -373,7 +374,7 @@ static outcome gather_summary(gathered *g, const plan *p, const segment *s, int 
     int needs = p->slot[place].needs;
     if (needs & NEEDS_SUM) add_digits(g->sum.digit, &g->sum.low, &g->sum.high, &of, 0);
     if (needs & NEEDS_SQUARES) add_digits(g->squares.digit, &g->squares.low, &g->squares.high, &of, 1);
-    if (needs & NEEDS_EXTREMES) stretch(g, of.least, of.greatest, g->count);
+    if (needs & NEEDS_EXTREMES) stretch(g, of.least, of.greatest);
     g->count += of.present;
     return FINE;
 }
@@ -427,6 +428,9 @@ static outcome pass(const plan *p, const segment *s, int segments, int64_t t, ga
                     cell *out) {
     int place = p->feature[order[0]].slot, at = segments - 1, scans = 0, inside = 0;
     int64_t row = 0;
+    /* Copies, which the compiler knows that nothing written to *g can change. */
+    const plan view = *p;
+    const slot v = place < 0 ? (slot){0} : p->slot[place];
     for (int i = 0; i < count; i++) {
         int function = p->feature[order[i]].function;
         if (function == N_UNIQUE || function == QUANTILE) scans |= 1 << function;
@@ -449,11 +453,12 @@ static outcome pass(const plan *p, const segment *s, int segments, int64_t t, ga
                 row = bound(p, here, t);
                 inside = 1;
             }
+            const char *data = here->data;
             for (; row > 0; row--) {
-                const char *one = record(p, here, row - 1);
+                const char *one = data + (row - 1) * view.stride;
                 if (load_i64(one) < low) break;
-                if (visible(p, one, t)) {
-                    outcome done = gather(g, p, here, one, place, scans);
+                if (visible(&view, one, t)) {
+                    outcome done = gather(g, here, one, place < 0 ? NULL : &v, scans);
                     if (done != FINE) return done;
                 }
             }
@@ -477,17 +482,16 @@ static outcome find(const plan *p, const segment *s, int segments, int64_t t, in
             if (place < 0 || !here->summary || !read_summary(p, here, place, &about) || about.present) return MALFORMED;
             continue;
         }
-        int64_t first = bound(p, here, low), after = bound(p, here, t);
-        for (int64_t j = first; j < after; j++) {
-            const char *one = record(p, here, forward ? j : after - 1 - (j - first));
+        int64_t at = bound(p, here, forward ? low : t), end = forward ? here->rows : 0;
+        while (at != end) {
+            const char *one = record(p, here, forward ? at++ : --at);
+            if (forward ? load_i64(one) >= t : load_i64(one) < low) return FINE;
             if (visible(p, one, t) && (place < 0 || there(&p->slot[place], one))) {
                 *row = one;
                 *of = here;
                 return FINE;
             }
         }
-        if (!forward && first > 0) return FINE;
-        if (forward && after < here->rows) return FINE;
     }
     return FINE;
 }
@@ -514,7 +518,7 @@ static outcome compute(const plan *p, const segment *s, int segments, int64_t t,
         to->null = row == NULL;
         if (to->null) continue;
         if (f->function == SINCE_LAST) to->number = seconds((int64_t)((uint64_t)t - (uint64_t)load_i64(row)));
-        else done = read_cell(p, of, row, f->slot, to);
+        else done = read_cell(&p->slot[f->slot], of, row, to);
     }
     return done;
 }
