@@ -453,9 +453,8 @@ static outcome pass(const plan *p, const segment *s, int segments, int64_t t, ga
                 row = bound(p, here, t);
                 inside = 1;
             }
-            const char *data = here->data;
             for (; row > 0; row--) {
-                const char *one = data + (row - 1) * view.stride;
+                const char *one = record(&view, here, row - 1);
                 if (load_i64(one) < low) break;
                 if (visible(&view, one, t)) {
                     outcome done = gather(g, here, one, place < 0 ? NULL : &v, scans);
