@@ -17,7 +17,7 @@ import lmdb
 
 from tidemill.adapters.memory_online import check_epoch
 from tidemill.base.errors import TidemillError, WorkspaceError
-from tidemill.ports.online import MAX_KEY, Change
+from tidemill.ports.online import MAX_KEY, Change, Value
 
 # Shorter than any stored key, so no key of a space equals them.
 _MARK = b"mark"
@@ -122,14 +122,17 @@ class LmdbOnline:
             self._resize(size)
 
     def begin(self, *, write: bool = False) -> lmdb.Transaction[Any]:
-        """Begin a transaction; ``leave`` must follow once it has ended. For this module."""
+        """Begin a transaction, for reading one that copies nothing; ``leave`` must follow when it has ended.
+
+        For this module.
+        """
         while True:
             with self._lock:
                 while self._growing:
                     self._gate.wait()
                 self._open += 1
             try:
-                return self._env.begin(write=write)
+                return self._env.begin(write=True) if write else self._env.begin(buffers=True)
             except lmdb.MapResizedError:
                 self.leave()
                 self._resize(0)  # another process made the map larger: take its size
@@ -171,7 +174,7 @@ class LmdbOnline:
 
 
 class LmdbSnapshot:
-    """One read transaction: begun by ``with``, ended with it."""
+    """One read transaction: begun by ``with``, ended with it. What it reads comes as views of the map."""
 
     __slots__ = ("_get", "_online", "_transaction")
 
@@ -189,15 +192,12 @@ class LmdbSnapshot:
 
     def get(self, space: str, key: bytes) -> bytes | None:
         """Return the value of ``key`` in ``space``, or None."""
-        if len(key) > MAX_KEY:
-            return None
-        found: bytes | None = self._get((_prefixes.get(space) or _prefix(space)) + key)
-        return found
+        found = self._get((_prefixes.get(space) or _prefix(space)) + key)
+        return None if found is None else bytes(found)
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each of ``keys`` in ``space``, or None."""
-        get, prefix = self._get, _prefix(space)
-        return [get(prefix + key) if len(key) <= MAX_KEY else None for key in keys]
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
+        """Return the value of each of ``keys`` in ``space``, or None: views, not copied."""
+        return list(map(self._get, map(_prefix(space).__add__, keys)))
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""
@@ -207,14 +207,14 @@ class LmdbSnapshot:
         with self._transaction.cursor() as cursor:
             if cursor.set_range(begin):
                 for key, value in cursor:
-                    if not key.startswith(prefix):
+                    if key[: len(prefix)] != prefix:
                         return
-                    yield key[len(prefix) :], value
+                    yield bytes(key[len(prefix) :]), bytes(value)
 
     def mark(self) -> bytes | None:
         """Return the mark that the last batch set, or None when nothing was."""
-        found: bytes | None = self._get(_MARK)
-        return found
+        found = self._get(_MARK)
+        return None if found is None else bytes(found)
 
 
 _prefixes: dict[str, bytes] = {}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tidemill.base.errors import FencedError, TidemillError
-from tidemill.ports.online import MAX_KEY, Change
+from tidemill.ports.online import MAX_KEY, Change, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class MemorySnapshot:
         """Return the value of ``key`` in ``space``, or None."""
         return self.spaces.get(space, {}).get(key)
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         """Return the value of each of ``keys`` in ``space``, or None."""
         pairs = self.spaces.get(space, {})
         return [pairs.get(key) for key in keys]

@@ -1,7 +1,7 @@
+from collections.abc import Callable
 from typing import Any
 
 Blob = bytes | bytearray | memoryview
-Group = Blob | tuple[Blob | None, Blob | None, tuple[Blob, ...]] | None
 
 class Plan: ...  # a capsule
 
@@ -10,7 +10,15 @@ def needs(plan: Plan, t: int, directory: Blob, /) -> tuple[int, ...]: ...
 def answer(
     plan: Plan, t: int, head: Blob | None, directory: Blob | None, blocks: tuple[Blob, ...], /
 ) -> tuple[Any, ...]: ...
-def columns(plan: Plan, t: int, groups: list[Group], names: tuple[str, ...], /) -> tuple[Any, Any]: ...
-def take(record: bytes, numbers: tuple[int, ...], /) -> tuple[bytes | None, ...]: ...
-def take_all(records: list[bytes | None], number: int, /) -> tuple[list[bytes | None], list[int]]: ...
+def answers(
+    views: tuple[tuple[Plan, int], ...], t: int, record: Blob | None, /
+) -> tuple[tuple[Any, ...] | bytes, ...]: ...
+def columns(
+    views: tuple[tuple[Plan, int], ...],
+    t: int,
+    records: list[Blob | None],
+    fetch: Callable[[int, int], tuple[Blob, tuple[Blob, ...]]],
+    names: tuple[str, ...],
+    /,
+) -> tuple[Any, Any]: ...
 def summary(plan: Plan, block: Blob, /) -> bytes: ...

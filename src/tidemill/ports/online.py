@@ -10,6 +10,9 @@ from typing import Protocol
 #: Longest key, in bytes.
 MAX_KEY = 500
 
+#: A value as many are read at once.
+Value = bytes | memoryview
+
 
 class Snapshot(Protocol):
     """A consistent view: no later batch shows in it."""
@@ -18,8 +21,11 @@ class Snapshot(Protocol):
         """Return the value of ``key`` in ``space``, or None."""
         ...
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each of ``keys`` in ``space``, or None."""
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
+        """Return the value of each of ``keys`` in ``space``, or None.
+
+        Values may be views of the store's own memory: they can be read as long as the snapshot is open.
+        """
         ...
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:

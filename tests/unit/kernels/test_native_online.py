@@ -96,6 +96,17 @@ def directory(plan: Any, blocks: Sequence[Sequence[Row]], *, summarised: bool, t
     return struct.pack("<IIqqq", 0, len(blocks), 0, 0, 0) + entries + summaries
 
 
+def noted(head: bytes) -> bytes:
+    """Return a head with the note that the group has blocks."""
+    return head[:4] + b"\1" + head[5:]
+
+
+def record(*heads: bytes) -> bytes:
+    """Return a record of heads, numbered from 0."""
+    listed = [struct.pack("<HI", number, len(head)) for number, head in enumerate(heads)]
+    return b"".join((struct.pack("<H", len(heads)), *listed, *heads))
+
+
 def brute(rows: Sequence[Row], features: Sequence[tuple[str, int, int, float]], t: int) -> list[Any]:
     answers: list[Any] = []
     for function, place, width, share in features:
@@ -235,6 +246,11 @@ def test_what_makes_no_plan_is_refused(arguments: tuple[Any, ...], error: type[E
 def test_wrong_arguments_are_refused() -> None:
     plan = native.plan(False, KINDS, FEATURES)
     one = blob([row(1)])
+    views, names = ((plan, 0),), ("n",) * len(FEATURES)
+
+    def fetch(*_: int) -> tuple[Any, Any]:
+        return None, ()
+
     calls: tuple[Callable[[], Any], ...] = (
         lambda: native.answer(plan, 1, one, None),
         lambda: native.answer(object(), 1, one, None, ()),
@@ -242,15 +258,23 @@ def test_wrong_arguments_are_refused() -> None:
         lambda: native.answer(plan, 1, "text", None, ()),
         lambda: native.answer(plan, 1, one, None, []),
         lambda: native.needs(plan, 1, None),
-        lambda: native.columns(plan, 1, (one,), ("n",) * len(FEATURES)),
-        lambda: native.columns(plan, 1, [one], ("n",)),
-        lambda: native.columns(plan, 1, [(one, None)], ("n",) * len(FEATURES)),
-        lambda: native.columns(plan, 1, [one], (1,) * len(FEATURES)),
+        lambda: native.answers((plan,), 1, record(one)),
+        lambda: native.answers(((plan, -1),), 1, record(one)),
+        lambda: native.answers(((plan, 0),), 1, "text"),
+        lambda: native.answers(((plan, 0),), 1, one),
+        lambda: native.columns(views, 1, (record(one),), fetch, names),
+        lambda: native.columns(views, 1, [record(one)], fetch, ("n",)),
+        lambda: native.columns(views, 1, ["text"], fetch, names),
+        lambda: native.columns(views, 1, [record(one)], fetch, (1,) * len(FEATURES)),
+        lambda: native.columns(((plan,),), 1, [record(one)], fetch, names),
+        lambda: native.columns(((one, 0),), 1, [record(one)], fetch, names),
+        lambda: native.columns(views, 1, [record(noted(one))], lambda *_: (None, None), names),
+        lambda: native.columns(views, 1, [record(noted(one))], lambda *_: (), names),
         lambda: native.summary(plan),
         lambda: native.summary(plan, 1),
     )
     for call in calls:
-        with pytest.raises((TypeError, ValueError)):
+        with pytest.raises((TypeError, ValueError, OverflowError)):
             call()
     with pytest.raises(OverflowError):
         native.answer(plan, 2**63, one, None, ())
@@ -280,10 +304,16 @@ def test_no_bytes_can_harm_it(data: st.DataObject, rows: list[Row], t: int) -> N
         needed = ()
     read = tuple(blobs[2 + number // 7] if number // 7 < len(blocks) else b"" for number in needed)
     names = tuple(f"c{place}" for place in range(len(chosen)))
+    shelved = bytearray(record(blobs[0], blobs[0]))
+    for at in data.draw(st.lists(st.integers(0, 13), max_size=3)):
+        shelved[at] = data.draw(st.sampled_from((0, 1, 2, 255)))
     calls: tuple[Callable[[], Any], ...] = (
         lambda: native.answer(plan, t, blobs[0], None, ()),
         lambda: native.answer(plan, t, blobs[0], blobs[1], read),
-        lambda: native.columns(plan, t, [blobs[0], None, (blobs[0], blobs[1], read)], names),
+        lambda: native.answers(((plan, 1), (plan, 0)), t, shelved),
+        lambda: native.columns(((plan, 1),), t, [record(blobs[0], b"x"), None], lambda *_: (blobs[1], read), names),
+        lambda: native.columns(((plan, 1),), t, [record(noted(blobs[0]))], lambda *_: (blobs[1], read), names),
+        lambda: native.columns(((plan, 0),), t, [shelved], lambda *_: (blobs[1], read), names),
         lambda: native.summary(plan, blobs[0]),
     )
     for call in calls:

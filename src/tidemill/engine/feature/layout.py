@@ -103,7 +103,19 @@ def blocks(view: TableView) -> str:
 def short(parts: tuple[Any, ...]) -> bytes:
     """Return a key of at most 400 bytes; long ones by their hash, which starts as no packed tuple does."""
     packed = _pack(parts)
-    return packed if len(packed) <= 400 else b"#" + hashlib.blake2b(packed, digest_size=32).digest()
+    return packed if len(packed) <= 400 else _hashed(packed)
+
+
+def shorts(rows: Iterable[tuple[Any, ...]]) -> list[bytes]:
+    """Return what ``short`` makes of each of many."""
+    packed = list(map(_pack, rows))
+    if max(map(len, packed), default=0) <= 400:
+        return packed
+    return [each if len(each) <= 400 else _hashed(each) for each in packed]
+
+
+def _hashed(packed: bytes) -> bytes:
+    return b"#" + hashlib.blake2b(packed, digest_size=32).digest()
 
 
 _pack = msgspec.msgpack.Encoder().encode

@@ -6,7 +6,7 @@ by value, without a frame; many make one. The values are, bit for bit, those of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ import polars as pl
 from tidemill.base.errors import RequestError, WorkspaceError
 from tidemill.base.schema import SEQ, picker
 from tidemill.engine.expression.program import Program, compiled
-from tidemill.engine.feature.feature import TableView, assemble, features, require
-from tidemill.engine.feature.layout import DIRECTORY, NO_DIRECTORY, VIEWS, Applied, Shape, blocks, definition
-from tidemill.engine.feature.naming import Requests, name_of
-from tidemill.engine.feature.packed import Group, Packed
-from tidemill.engine.feature.shelf import shelf, take, take_all
-from tidemill.ports.online import Online, Snapshot
+from tidemill.engine.feature.feature import TableView, demand, features, require
+from tidemill.engine.feature.layout import DIRECTORY, VIEWS, Applied, Shape, blocks, definition
+from tidemill.engine.feature.naming import Name, name_of, names_of
+from tidemill.engine.feature.packed import Packed, PackedShelf
+from tidemill.engine.feature.shelf import shelf
+from tidemill.ports.online import Online, Snapshot, Value
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
 
@@ -39,8 +39,10 @@ class Lookup:
         self._mark: bytes | None = None
         self._applied = Applied(0, 1, {}, 0)
         self._readers: dict[str, _Reader] = {}
-        self._schema: Mapping[str, pl.DataType] | None = None
         self._shelves: list[_Shelf] = []
+        self._columns = list(model.columns)
+        self._schema: Mapping[str, pl.DataType] | None = None
+        self._names: list[Name] = []
         self._steps: list[_Step] = []
 
     def features(self, requests: pl.DataFrame) -> tuple[pl.DataFrame, Applied]:
@@ -49,11 +51,14 @@ class Lookup:
         All are answered at ``applied.t``, from one snapshot. Raises RequestError when a request column is missing,
         WorkspaceError when the state is empty, damaged, or was built for other views.
         """
+        require(requests, self._model.plain)
         with self._store.snapshot() as snapshot:
             applied = self._move(snapshot)
-            shelves = _Shelves(snapshot, requests)
-            found = {view.name: self._readers[view.name].frame(shelves, applied.t) for view in self._views}
-        return assemble(self._model, requests, lambda view: found[view.name]), applied
+            frames = [shelf.frame(snapshot, requests, applied.t) for shelf in self._shelves]
+        frames += [demand(view, requests) for view in self._model.views if isinstance(view, OnDemand)]
+        frames += [requests[name].to_frame() for name in self._model.plain]
+        found = pl.concat(frames, how="horizontal")
+        return found if found.columns == self._columns else found[self._columns], applied
 
     def row(
         self, request: dict[str, Any], schema: Mapping[str, pl.DataType], snapshot: Snapshot | None = None
@@ -71,7 +76,10 @@ class Lookup:
             applied = self._move(snapshot)
             if schema is not self._schema:
                 self._prepare(schema)
-            heads = [shelf.row(snapshot, request) for shelf in self._shelves]
+            rows = [
+                shelf.row(snapshot, name(request), applied.t)
+                for shelf, name in zip(self._shelves, self._names, strict=True)
+            ]
             values: list[Any] = []
             for pick, program, reader, shelf, place in self._steps:
                 if pick is not None:
@@ -79,8 +87,9 @@ class Lookup:
                 elif program is not None:
                     values += program.row(request)
                 elif reader is not None:
-                    name, found = heads[shelf]
-                    values += reader.row(snapshot, name, found[place], applied.t)
+                    name, found = rows[shelf]
+                    one = found[place]
+                    values += one if isinstance(one, tuple) else reader.row(snapshot, name, one, applied.t)
         except KeyError as error:
             if error.args and error.args[0] in request and error.args[0] in schema:
                 raise
@@ -100,16 +109,21 @@ class Lookup:
                 reader = self._readers.get(view.name)
                 if reader is None or reader.described != described:
                     self._readers[view.name] = _Reader.of(view, described)
-                    self._schema = None
+                    self._shelves, self._schema = [], None
                 else:
                     reader.kept.clear()
+            self._shelves = self._shelves or _shelves(self._readers[view.name] for view in self._views)
             self._mark = mark
         return self._applied
 
     def _prepare(self, schema: Mapping[str, pl.DataType]) -> None:
-        """Make the steps of a row, in the order of the model's features. Views of one group are read together."""
+        """Make the steps of a row, in the order of the model's features."""
         steps: list[_Step] = []
-        shelves: dict[tuple[Any, ...], list[_Reader]] = {}
+        places = {
+            reader.view.name: (number, place)
+            for number, shelf in enumerate(self._shelves)
+            for place, reader in enumerate(shelf.readers)
+        }
         columns: list[str] = []
         for feature in self._model.features:
             if isinstance(feature, str):
@@ -124,23 +138,18 @@ class Lookup:
                 named = {f"{feature.name}__{name}": expression for name, expression in feature.features}
                 steps.append(_Step(program=compiled(named, schema)))
             else:
-                reader = self._readers[feature.name]
-                shared = shelves.setdefault((reader.shelf, feature.request_columns, *reader.shape.keys), [])
-                steps.append(_Step(reader=reader, shelf=list(shelves.values()).index(shared), place=len(shared)))
-                shared.append(reader)
+                shelf, place = places[feature.name]
+                steps.append(_Step(reader=self._readers[feature.name], shelf=shelf, place=place))
         if columns:
             steps.append(_Step(pick=picker(columns)))
-        self._shelves = [
-            _Shelf(space, name_of(columns, types, schema), tuple(reader.number for reader in readers))
-            for (space, columns, *types), readers in shelves.items()
-        ]
+        self._names = [name_of(shelf.columns, shelf.types, schema) for shelf in self._shelves]
         self._steps, self._schema = steps, schema
 
 
 class _Step(NamedTuple):
     """How values come into a row: columns of the request as they are, a program over it, or a view's reader.
 
-    ``shelf``: which of the lookup's shelves has the view's head, and ``place`` among those taken from it.
+    ``shelf``: which of the lookup's shelves has the view, and ``place`` among those on it.
     """
 
     pick: Callable[[Mapping[str, Any]], tuple[Any, ...]] | None = None
@@ -150,42 +159,55 @@ class _Step(NamedTuple):
     place: int = 0
 
 
-class _Shelf(NamedTuple):
-    """A space of shelves, what names the group of a request in it, and the numbers of the views to be read."""
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """Views that are asked about the same groups and lie in the same records, so that a record is read once for all.
+
+    ``columns`` of a request name the group, as ``types``.
+    """
 
     space: str
-    name: Callable[[Mapping[str, Any]], bytes | None]
-    numbers: tuple[int, ...]
+    columns: tuple[str, ...]
+    types: tuple[pl.DataType, ...]
+    readers: tuple[_Reader, ...]
+    packed: PackedShelf
 
-    def row(self, snapshot: Snapshot, request: Mapping[str, Any]) -> tuple[bytes | None, tuple[bytes | None, ...]]:
-        """Return the name of the group that ``request`` asks about, and its heads."""
-        name = self.name(request)
-        return name, take(None if name is None else snapshot.get(self.space, name), self.numbers)
+    def row(self, snapshot: Snapshot, name: bytes | None, t: int) -> tuple[bytes, Sequence[tuple[Any, ...] | bytes]]:
+        """Return the name of a group, and for each view its values at ``t`` or its head (``PackedShelf.row``)."""
+        return name or b"", self.packed.row(t, None if name is None else snapshot.get(self.space, name))
 
-
-class _Shelves:
-    """The records that many requests ask about, each read once."""
-
-    def __init__(self, snapshot: Snapshot, requests: pl.DataFrame) -> None:
-        self.snapshot, self.requests = snapshot, requests
-        self._asked = Requests(requests)
-        self._read: dict[tuple[Any, ...], tuple[list[bytes | None], list[bytes | None]]] = {}
-
-    def heads(self, reader: _Reader) -> tuple[list[bytes | None], list[bytes | None], list[bytes | None], list[int]]:
-        """Return the group that each request asks ``reader`` about; which are read, their heads, and which have blocks.
+    def frame(self, snapshot: Snapshot, requests: pl.DataFrame, t: int) -> pl.DataFrame:
+        """Return the columns of the views for the requests. Raises RequestError when a column is missing.
 
         Groups are read once each where that saves half of the reading.
         """
-        columns, types = reader.view.request_columns, reader.shape.keys
-        names = self._asked.groups(columns, types)
-        key = reader.shelf, columns, *types
-        if key not in self._read:
+        require(requests, self.columns)
+        names = distinct = names_of(requests, self.columns, self.types)
+        repeated = 2 * len(set(names)) <= len(names)
+        if repeated:
             distinct = list(dict.fromkeys(names))
-            if 2 * len(distinct) > len(names):
-                distinct = names
-            self._read[key] = distinct, self.snapshot.get_many(reader.shelf, [name or b"" for name in distinct])
-        distinct, records = self._read[key]
-        return names, distinct, *take_all(records, reader.number)
+
+        def fetch(view: int, row: int) -> tuple[bytes, tuple[Value, ...]]:
+            return self.readers[view].fetch(snapshot, distinct[row], t)
+
+        answered = self.packed.frame(t, snapshot.get_many(self.space, distinct), fetch)
+        if not repeated:
+            return answered
+        places = {name: place for place, name in enumerate(distinct)}
+        return answered[[places[name] for name in names]]
+
+
+def _shelves(readers: Iterable[_Reader]) -> list[_Shelf]:
+    """Put together those that are read together."""
+    shelves: dict[tuple[Any, ...], list[_Reader]] = {}
+    for reader in readers:
+        key = reader.shelf, reader.view.request_columns, reader.packed.plan is None, *reader.shape.keys
+        shelves.setdefault(key, []).append(reader)
+    made = []
+    for (space, columns, _, *types), shared in shelves.items():
+        packed = PackedShelf([(reader.packed, reader.number) for reader in shared])
+        made.append(_Shelf(space, columns, tuple(types), tuple(shared), packed))
+    return made
 
 
 @dataclass(slots=True)
@@ -210,37 +232,22 @@ class _Reader:
         shape = Shape.decode(view, types)
         return _Reader(view, described, shape, Packed(view, shape), shelf(view), number, blocks(view))
 
-    def row(self, snapshot: Snapshot, name: bytes | None, head: bytes | None, t: int) -> tuple[Any, ...]:
-        """Return the view's values for the group ``name`` with this ``head``; None is no group."""
-        if head is None or name is None or head[4:5] == NO_DIRECTORY:
-            return self.packed.row(t, head)
+    def row(self, snapshot: Snapshot, name: bytes, head: bytes, t: int) -> tuple[Any, ...]:
+        """Return the view's values for the group ``name``, which has blocks besides this ``head``."""
         found = self.kept.get(name)
         if found is None:
-            found = self.packed.row(t, self._whole(snapshot, name, head, t))
+            found = self.packed.row(t, (head, *self.fetch(snapshot, name, t)))
             if len(self.kept) >= KEPT:
                 self.kept.clear()
             self.kept[name] = found
         return found
 
-    def frame(self, shelves: _Shelves, t: int) -> pl.DataFrame:
-        """Return the view's columns for the requests. Raises RequestError when a column is missing."""
-        require(shelves.requests, self.view.request_columns)
-        names, distinct, found, listed = shelves.heads(self)
-        read: list[Group] = list(found)
-        for place in listed:
-            read[place] = self._whole(shelves.snapshot, distinct[place] or b"", found[place] or b"", t)
-        answered = self.packed.frame(t, read)
-        if len(distinct) == len(names):
-            return answered
-        places = {name: place for place, name in enumerate(distinct)}
-        return answered[[places[name] for name in names]]
-
-    def _whole(self, snapshot: Snapshot, name: bytes, head: bytes, t: int) -> Group:
-        """Return what must be read of a group that has blocks, to answer at ``t``."""
+    def fetch(self, snapshot: Snapshot, name: bytes, t: int) -> tuple[bytes, tuple[Value, ...]]:
+        """Return the directory of a group that has blocks, and those that it needs to answer at ``t``."""
         directory = snapshot.get(self.blocks, name + DIRECTORY) or b""
         needed = self.packed.needs(t, directory)
         read = snapshot.get_many(self.blocks, [name + number.to_bytes(4, "big") for number in needed])
-        return head, directory, tuple(blob or b"" for blob in read)
+        return directory, tuple(blob or b"" for blob in read)
 
 
 def features_at(

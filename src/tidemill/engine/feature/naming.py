@@ -13,23 +13,24 @@ import numpy as np
 import polars as pl
 
 from tidemill.engine.feature.feature import keys
-from tidemill.engine.feature.layout import groups, short
+from tidemill.engine.feature.layout import groups, short, shorts
 
 _TIME = pl.Datetime("us", "UTC")
 
 #: Turns a value of a request, which is not null, into a part of a key; None matches nothing.
 _Make = Callable[[Any], Any]
 
+#: Names the group of a request.
+Name = Callable[[Mapping[str, Any]], bytes | None]
 
-def name_of(
-    columns: tuple[str, ...], types: Sequence[pl.DataType], schema: Mapping[str, pl.DataType]
-) -> Callable[[Mapping[str, Any]], bytes | None]:
+
+def name_of(columns: tuple[str, ...], types: Sequence[pl.DataType], schema: Mapping[str, pl.DataType]) -> Name:
     """Return what names the group of a request of ``schema`` by ``columns``, which the table has as ``types``.
 
     Requests are plain: times are whole microseconds. None is no group at all. Raises KeyError when ``schema`` lacks a
     column.
     """
-    makers = _makers(columns, types, schema)
+    makers = _makers(columns, types, [schema[column] for column in columns])
     if not types:  # the table has shown none yet
         return lambda _: None
     if makers is None:
@@ -58,39 +59,30 @@ def name_of(
     return name
 
 
-class Requests:
-    """Many requests, and the groups that they ask views about; views of one key ask about the same groups."""
+def names_of(requests: pl.DataFrame, columns: tuple[str, ...], types: Sequence[pl.DataType]) -> list[bytes]:
+    """Return the name of the group of each of many requests by ``columns``, which the table has as ``types``.
 
-    def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame
-        self._named: dict[tuple[Any, ...], list[bytes | None]] = {}
-
-    def groups(self, columns: tuple[str, ...], types: Sequence[pl.DataType]) -> list[bytes | None]:
-        """Return the name of the group of each request by ``columns``, which the table has as ``types``."""
-        if not types:
-            return [None] * self.frame.height
-        asked = columns, *types
-        if asked not in self._named:
-            self._named[asked] = self._name(columns, types)
-        return self._named[asked]
-
-    def _name(self, columns: tuple[str, ...], types: Sequence[pl.DataType]) -> list[bytes | None]:
-        makers = _makers(columns, types, self.frame.schema)
-        if makers is None:
-            return groups(keys(self.frame, columns, list(types)).iter_rows())
-        parts = []
-        for column, make in makers:
-            series = self.frame[column]
-            values = (series.to_physical() if series.dtype.is_temporal() else series).to_list()
-            parts.append(values if make is _same else [None if value is None else make(value) for value in values])
-        return [None if None in key else short(key) for key in zip(*parts, strict=True)]
+    b"" is no group at all.
+    """
+    if not types:
+        return [b""] * requests.height
+    asked = [requests[column] for column in columns]
+    makers = _makers(columns, types, [series.dtype for series in asked])
+    if makers is None:
+        return [name or b"" for name in groups(keys(requests, columns, list(types)).iter_rows())]
+    parts, whole = [], True
+    for series, (_, make) in zip(asked, makers, strict=True):
+        values = (series.to_physical() if series.dtype.is_temporal() else series).to_list()
+        parts.append(values if make is _same else [None if value is None else make(value) for value in values])
+        whole = whole and make is _same and not series.null_count()
+    rows = zip(*parts, strict=True)
+    return shorts(rows) if whole else [b"" if None in row else short(row) for row in rows]
 
 
 def _makers(
-    columns: Sequence[str], types: Sequence[pl.DataType], schema: Mapping[str, pl.DataType]
+    columns: Sequence[str], types: Sequence[pl.DataType], asked: Sequence[pl.DataType]
 ) -> list[tuple[str, _Make]] | None:
-    """Return how each column of a request becomes a part of the key; None where only Polars can tell."""
-    asked = [schema[column] for column in columns]
+    """Return how each column of a request, of type ``asked``, becomes a part of the key; None: only Polars can tell."""
     made = [(column, _maker(*pair)) for column, *pair in zip(columns, asked, types, strict=False)]
     known = [(column, make) for column, make in made if make is not None]
     return known if len(known) == len(made) else None

@@ -42,7 +42,7 @@ from tidemill.engine.feature.partition import things, view_columns
 from tidemill.engine.feature.parts import Parts, joined, select, take
 from tidemill.engine.feature.shelf import Shelved
 from tidemill.engine.table.table import TIME, timeless
-from tidemill.ports.online import Change, Online, Snapshot
+from tidemill.ports.online import Change, Online, Snapshot, Value
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Source, Table
 
@@ -334,7 +334,7 @@ class _Empty:
     def get(self, space: str, key: bytes) -> bytes | None:
         return None
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         return [None] * len(keys)
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:

@@ -16,14 +16,11 @@ from contextlib import contextmanager
 
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.feature.feature import TableView
-from tidemill.engine.feature.layout import has_directory, heads
-from tidemill.kernels import compiled
-from tidemill.ports.online import Change, Online, Snapshot
+from tidemill.engine.feature.layout import heads
+from tidemill.ports.online import Change, Online, Snapshot, Value
 
 _COUNT = struct.Struct("<H")
 _FIELD = struct.Struct("<HI")
-
-_native = compiled.load("online")
 
 
 def shelf(view: TableView) -> str:
@@ -59,33 +56,9 @@ def unpack(record: bytes | None) -> dict[int, bytes]:
     return fields
 
 
-def take(record: bytes | None, numbers: tuple[int, ...]) -> tuple[bytes | None, ...]:
-    """Return the heads of the views ``numbers`` in ``record``; None where there is none. Raises as ``unpack``."""
-    if record is None:
-        return (None,) * len(numbers)
-    if _native is None:
-        fields = unpack(record)
-        return tuple([fields.get(number) for number in numbers])
-    try:
-        found: tuple[bytes | None, ...] = _native.take(record, numbers)
-    except ValueError as error:
-        raise _damaged() from error
-    return found
-
-
-def take_all(records: list[bytes | None], number: int) -> tuple[list[bytes | None], list[int]]:
-    """Return the heads of the view ``number`` in ``records``, and the places of those of groups that have blocks.
-
-    Raises as ``unpack``.
-    """
-    if _native is None:
-        heads = [take(record, (number,))[0] for record in records]
-        return heads, [place for place, head in enumerate(heads) if head is not None and has_directory(head)]
-    try:
-        found: tuple[list[bytes | None], list[int]] = _native.take_all(records, number)
-    except ValueError as error:
-        raise _damaged() from error
-    return found
+def take(record: bytes | None, number: int) -> bytes | None:
+    """Return the head of the view ``number`` in ``record``; None where there is none. Raises as ``unpack``."""
+    return unpack(record).get(number)
 
 
 def _damaged() -> WorkspaceError:
@@ -146,13 +119,11 @@ class _Shelved:
         field = self._fields.get(space)
         if field is None:
             return self._inner.get(space, key)
-        return take(self._inner.get(field[0], key), (field[1],))[0]
+        return take(self._inner.get(field[0], key), field[1])
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         field = self._fields.get(space)
-        if field is None:
-            return self._inner.get_many(space, keys)
-        return [take(record, (field[1],))[0] for record in self._inner.get_many(field[0], keys)]
+        return self._inner.get_many(space, keys) if field is None else [self.get(space, key) for key in keys]
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
         field = self._fields.get(space)
@@ -160,7 +131,7 @@ class _Shelved:
             yield from self._inner.items(space, after=after)
             return
         for key, record in self._inner.items(field[0], after=after):
-            (head,) = take(record, (field[1],))
+            head = take(record, field[1])
             if head is not None:
                 yield key, head
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill.engine.feature.feature import keys
 from tidemill.engine.feature.layout import groups
-from tidemill.engine.feature.naming import Requests, name_of
+from tidemill.engine.feature.naming import name_of, names_of
 from tidemill.testing.histories import TIME
 
 _INTS = st.one_of(st.integers(-300, 300), st.sampled_from((2**31, 2**53 + 1, 2**63 - 1)))
@@ -49,16 +49,16 @@ def test_one_and_many_are_named_as_polars_names_them(data: st.DataObject, names:
         want = groups(keys(frame, columns, types).iter_rows())
     except pl.exceptions.PolarsError as error:  # there is no such cast
         with pytest.raises(type(error)):
-            Requests(frame).groups(columns, types)
+            names_of(frame, columns, types)
         return
-    assert Requests(frame).groups(columns, types) == want
+    assert names_of(frame, columns, types) == [name or b"" for name in want]
     name = name_of(columns, types, schema)
     assert [name(row) for row in rows] == want
 
 
 def test_before_a_table_has_types_nothing_has_a_name() -> None:
     frame = pl.DataFrame({"a": ["x", "y"]})
-    assert Requests(frame).groups(("a",), []) == [None, None]
+    assert names_of(frame, ("a",), []) == [b"", b""]
     assert name_of(("a",), [], frame.schema)({"a": "x"}) is None
     with pytest.raises(KeyError, match="b"):
         name_of(("b",), [pl.String()], frame.schema)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import struct
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,10 +18,12 @@ import tidemill as tm
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.feature.feature import TableView, Versions, answer, prepare
 from tidemill.engine.feature.layout import DIRECTORY, Directory, Shape, has_directory
-from tidemill.engine.feature.packed import Packed
+from tidemill.engine.feature.packed import Fetch, Packed, PackedShelf
 from tidemill.engine.feature.parts import Parts
+from tidemill.engine.feature.shelf import pack
 from tidemill.engine.table.plain import plain
 from tidemill.engine.table.table import spans
+from tidemill.ports.online import Value
 from tidemill.spec.feature import Aggregate
 from tidemill.testing.histories import ORIGIN, STEP, TIME, frame, histories
 
@@ -78,7 +82,7 @@ class Held:
     def get(self, space: str, key: bytes) -> bytes | None:
         return self.pairs.get((space, key))
 
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         return [self.get(space, key) for key in keys]
 
     def items(self, space: str, *, after: bytes | None = None) -> list[tuple[bytes, bytes]]:
@@ -110,38 +114,85 @@ def views(columns: Sequence[str]) -> list[TableView]:
     ]
 
 
+def fetching(held: Sequence[Held], packed: Sequence[Packed], t: int) -> Fetch:
+    """Return what fetches the blocks of the group from what was written of each view."""
+
+    def fetch(place: int, _: int) -> tuple[bytes, tuple[bytes, ...]]:
+        space = "block:" + "vw"[place]
+        directory = held[place].pairs[space, b"g" + DIRECTORY]
+        needed = packed[place].needs(t, directory)
+        return directory, tuple(held[place].pairs[space, b"g" + number.to_bytes(4, "big")] for number in needed)
+
+    return fetch
+
+
 @given(data=st.data(), columns=st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=3, unique=True))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_packed_and_unpacked_agree(data: st.DataObject, columns: list[str]) -> None:
-    view = data.draw(st.sampled_from(views(columns)))
-    versions, _ = prepare(view, spans(data.draw(rows(columns)), TABLE))
+    pair: list[TableView] = [
+        data.draw(st.sampled_from(views(columns))),
+        tm.Aggregation("w", TABLE, by="by", features={"n": tm.count(over=OVER), **aggregates(columns[0])}),
+    ]
+    spanned = spans(data.draw(rows(columns)), TABLE)
+    versions = [prepare(view, spanned)[0] for view in pair]
     block = data.draw(st.sampled_from((1, 3, 256)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tidemill.engine.feature.parts.BLOCK", block)
-        held = write(view, versions)
-    shape = Shape.of(view, [], versions.values)
-    packed = Packed(view, shape)
+        held = [write(view, each) for view, each in zip(pair, versions, strict=True)]
+    heads = [each.get(f"view:{view.name}", b"g") for view, each in zip(pair, held, strict=True)]
+    record = pack({number: head for number, head in zip((7, 2), heads, strict=True) if head})
+    shapes = [Shape.of(view, [], each.values) for view, each in zip(pair, versions, strict=True)]
+    packed = [Packed(view, shape) for view, shape in zip(pair, shapes, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIDEMILL_KERNELS", "plain")
-        unpacked = Packed(view, shape)
+        plainly = [Packed(view, shape) for view, shape in zip(pair, shapes, strict=True)]
     for step in data.draw(st.lists(st.integers(-2, 14), min_size=1, max_size=3)):
         t = ORIGIN + step * STEP + data.draw(st.sampled_from((0, 1)))
-        zero = pl.Series([0] * len(versions), dtype=pl.Int64).to_numpy()
-        one = pl.Series([0], dtype=pl.Int64).to_numpy()
-        want = answer(view, versions, zero, 1, one, one + t)
-        for each in (packed, unpacked):
-            head = held.get("view:v", b"g")
-            group: Any = head
-            if head is not None and has_directory(head):
-                directory = held.pairs["block:v", b"g" + DIRECTORY]
-                blobs = [held.pairs["block:v", b"g" + n.to_bytes(4, "big")] for n in each.needs(t, directory)]
-                group = head, directory, tuple(blobs)
-            got = each.frame(t, [group, None])
+        one = np.zeros(1, dtype=np.int64)
+        answers = [
+            answer(view, each, np.zeros(len(each), dtype=np.int64), 1, one, one + t)
+            for view, each in zip(pair, versions, strict=True)
+        ]
+        want = pl.concat(answers, how="horizontal")
+        for both in (packed, plainly):
+            fetch = fetching(held, both, t)
+            shelf = PackedShelf(list(zip(both, (7, 2), strict=True)))
+            got = shelf.frame(t, [record, None, memoryview(record)], fetch)
             assert got.schema == want.schema
-            assert got.head(1).hash_rows().to_list() == want.hash_rows().to_list()
-            assert got.head(1).equals(want, null_equal=True)
-            row, plainly = each.row(t, group), plain(want).row(0)
-            assert list(map(repr, row)) == list(map(repr, plainly))
+            assert got[[0, 2]].hash_rows().to_list() == want[[0, 0]].hash_rows().to_list()
+            assert got[[0, 2]].equals(want[[0, 0]], null_equal=True)
+            found = shelf.row(t, record)
+            for place, head in enumerate(heads):
+                group: Any = head
+                if head is not None and has_directory(head):
+                    assert found[place] == head
+                    group = head, *fetch(place, 0)
+                row, wanted = both[place].row(t, group), plain(answers[place]).row(0)
+                assert list(map(repr, row)) == list(map(repr, wanted))
+                assert found[place] == head or list(map(repr, found[place])) == list(map(repr, wanted))
+
+
+@given(data=st.data())
+def test_no_record_is_read_otherwise_by_the_kernel(data: st.DataObject) -> None:
+    """A number that comes twice, an empty head, bytes that are no record."""
+    view = tm.Latest("v", TABLE, by="by", columns=["number"])
+    shape = Shape.of(view, [], pl.DataFrame(schema={"v0": pl.Float64()}))
+    head = struct.pack("<IIqqqqd?", 1, 0, 0, 0, 0, 2**62, 1.5, True)
+    fields = data.draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from((b"", head))), max_size=4))
+    record = struct.pack("<H", len(fields))
+    record += b"".join([struct.pack("<HI", number, len(each)) for number, each in fields])
+    record += b"".join([each for _, each in fields])
+    record = data.draw(st.sampled_from((record, record[:-1], record + b"x")) | st.binary(max_size=12))
+    found: list[Any] = []
+    for kernels in ("", "plain"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TIDEMILL_KERNELS", kernels)
+            shelf = PackedShelf([(Packed(view, shape), 1)])
+        try:
+            found.append((list(shelf.row(1, record)), shelf.frame(1, [record], lambda *_: (b"", ())).rows()))
+        except WorkspaceError:
+            found.append(None)
+    assert found[0] == found[1]
 
 
 def test_without_a_kernel_or_for_a_function_it_does_not_know_versions_are_unpacked(
@@ -156,19 +207,21 @@ def test_without_a_kernel_or_for_a_function_it_does_not_know_versions_are_unpack
 
     monkeypatch.setattr("tidemill.kernels.compiled.load", lambda name: Older())
     packed = Packed(view, shape)
-    assert not packed.compiled
+    assert packed.plan is None
     assert packed.row(1, None) == (0,)
     assert packed.summary(b"") == b""
 
 
-@pytest.mark.skipif(not Packed(views(["text"])[1], Shape.decode(views(["text"])[1], b"")).compiled, reason="not built")
+@pytest.mark.skipif(Packed(views(["text"])[1], Shape.decode(views(["text"])[1], b"")).plan is None, reason="not built")
 def test_damage_is_told() -> None:
     view = tm.Latest("v", TABLE, by="by", columns=["text"])
     shape = Shape.of(view, [], pl.DataFrame(schema={"v0": pl.String()}))
     for damaged in (b"\1\0", b"\377" * 40, (None, b"", ()), (None, Directory(1, (0, 0, 0), []).encode(), (b"x",))):
         with pytest.raises(WorkspaceError, match="view 'v' is damaged"):
             Packed(view, shape).row(1, damaged)
-        with pytest.raises(WorkspaceError, match="view 'v' is damaged"):
-            Packed(view, shape).frame(1, [damaged])
+        head, *rest = damaged if isinstance(damaged, tuple) else (damaged, b"", ())
+        head = head or struct.pack("<II", 0, 1)
+        with pytest.raises(WorkspaceError, match="record of the online state is damaged"):
+            PackedShelf([(Packed(view, shape), 0)]).frame(1, [pack({0: head})], lambda *_, rest=rest: tuple(rest))
     with pytest.raises(WorkspaceError, match="view 'v' is damaged"):
         Packed(view, shape).needs(1, b"\1")
