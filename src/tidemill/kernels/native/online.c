@@ -1,7 +1,7 @@
 /* Features of groups of online state, straight from its packed versions.
  *
  * engine/feature/layout.py says how versions are packed: a head and blocks of records in order of (time, known, seq), a
- * directory that lists the blocks. A plan is made once for a view; segments.h answers by it, columns.h takes the
+ * directory that lists the blocks. A plan is made once for a view; segments.h answers by it, export.h takes the
  * answers for many groups.
  *
  * Blobs come from disk: every count, offset and length in them is checked before it is used.
@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "columns.h"
+#include "export.h"
 #include "segments.h"
 
 #define CAPSULE "tidemill.kernels._online.plan"

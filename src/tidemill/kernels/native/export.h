@@ -1,6 +1,6 @@
 /* Columns that are given away as an Arrow struct array through the C data interface: each owns its buffers. */
-#ifndef TIDEMILL_COLUMNS_H
-#define TIDEMILL_COLUMNS_H
+#ifndef TIDEMILL_EXPORT_H
+#define TIDEMILL_EXPORT_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -9,41 +9,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arrow.h"
 #include "segments.h"
 
-typedef struct arrow_schema {
-    const char *format, *name, *metadata;
-    int64_t flags, children_count;
-    struct arrow_schema **children, *dictionary;
-    void (*release)(struct arrow_schema *);
-    void *owned;
-} arrow_schema;
-
-typedef struct arrow_array {
-    int64_t length, null_count, offset, buffers_count, children_count;
-    const void **buffers;
-    struct arrow_array **children, *dictionary;
-    void (*release)(struct arrow_array *);
-    void *owned;
-} arrow_array;
+typedef struct ArrowSchema arrow_schema;
+typedef struct ArrowArray arrow_array;
 
 static void release_schema(arrow_schema *schema) {
-    for (int64_t i = 0; i < schema->children_count; i++) {
+    for (int64_t i = 0; i < schema->n_children; i++) {
         if (schema->children[i] && schema->children[i]->release) schema->children[i]->release(schema->children[i]);
         free(schema->children[i]);
     }
     free(schema->children);
-    free(schema->owned);
+    free(schema->private_data);
     schema->release = NULL;
 }
 
 static void release_array(arrow_array *array) {
-    for (int64_t i = 0; i < array->children_count; i++) {
+    for (int64_t i = 0; i < array->n_children; i++) {
         if (array->children[i] && array->children[i]->release) array->children[i]->release(array->children[i]);
         free(array->children[i]);
     }
     free(array->children);
-    for (int64_t i = 0; i < array->buffers_count; i++) free((void *)array->buffers[i]);
+    for (int64_t i = 0; i < array->n_buffers; i++) free((void *)array->buffers[i]);
     free(array->buffers);
     array->release = NULL;
 }
@@ -66,11 +54,11 @@ static arrow_schema *new_schema(const char *format, const char *name, int64_t ch
     schema->release = release_schema;
     schema->format = format;
     schema->flags = 2; /* may be null */
-    schema->owned = strdup(name);
-    schema->name = schema->owned;
+    schema->private_data = strdup(name);
+    schema->name = schema->private_data;
     if (children) schema->children = calloc((size_t)children, sizeof *schema->children);
-    if (schema->owned && (!children || schema->children)) {
-        schema->children_count = children;
+    if (schema->private_data && (!children || schema->children)) {
+        schema->n_children = children;
         return schema;
     }
     release_schema(schema);
@@ -86,8 +74,8 @@ static arrow_array *new_array(int64_t length, int64_t buffers, int64_t children)
     array->buffers = calloc((size_t)buffers, sizeof *array->buffers);
     if (children) array->children = calloc((size_t)children, sizeof *array->children);
     if (array->buffers && (!children || array->children)) {
-        array->buffers_count = buffers;
-        array->children_count = children;
+        array->n_buffers = buffers;
+        array->n_children = children;
         return array;
     }
     release_array(array);
