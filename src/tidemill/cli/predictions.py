@@ -11,6 +11,7 @@ import polars as pl
 from tidemill.base.errors import TidemillError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running
+from tidemill.engine.example.answered import column_of
 from tidemill.engine.predict.live import jsonable
 
 _SHOWN = 20
@@ -77,7 +78,7 @@ def _show(found: pl.DataFrame, key: tuple[str, ...]) -> None:
         said = f"{predicted:.4g}" if isinstance(predicted, float) else ", ".join(f"{each:.3g}" for each in predicted)
         label = str(row["label"]) if row["label_status"] == "known" else row["label_status"]
         asked = str(jsonable(row["asked"]))[:19].replace("T", " ")
-        keys = [str(jsonable(row[name])) for name in key]
+        keys = [str(jsonable(row[column_of(name)])) for name in key]
         table.add_row(asked, *keys, said, label, f"v{row['version']}", row["route"], row["id"])
     out.print(table)
     if found.height > _SHOWN:
