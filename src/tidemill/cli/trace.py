@@ -145,7 +145,8 @@ def _derived_again(project: Project, row: Mapping[str, Any], *, declared: bool) 
 
 def _show(out: Console, found: dict[str, Any]) -> None:
     key = ", ".join(map(str, found["key"]))
-    out.print(f"[bold]{found['model']}[/] answered [bold]{_value(found['prediction'])}[/] about {key}")
+    answer = _value(found["prediction"]).plain
+    out.print(Text.assemble((found["model"], "bold"), " answered ", (answer, "bold"), f" about {key}"))
     about = grid("", "")
     about.add_row(_dim("prediction"), found["id"])
     about.add_row(_dim("asked"), f"{found['asked'].replace('T', ' ')} (t; sees what was known before)")
