@@ -390,6 +390,16 @@ class FittedModel:
         """In which form it is served and why: ``kind``, ``why``, and what that costs; see ``Served.served``."""
         return self._project.served(self.version.training)
 
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The label's values in the order of the columns of ``predict``; empty for a regression."""
+        return self.predictor.encoding.classes
+
+    @property
+    def estimator(self) -> Any:
+        """The fitted estimator itself, whatever form of it serves: for its coefficients and importances."""
+        return self._project.load_estimator(self._declared.name, self.version.training)
+
     def predict(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> np.ndarray[Any, Any]:
         """Return one prediction for each row of ``frame``: the model's request columns.
 

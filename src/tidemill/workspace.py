@@ -121,6 +121,18 @@ class Served:
             forms=FORMS,
         )
 
+    def classes(self, training: str) -> tuple[Any, ...]:
+        """Return the classes in the order of their probabilities; none of a regression or an unrecorded training."""
+        step = self.workspace.journal.step(training)
+        return Encoding.from_json(step["encoding"]).classes if step else ()
+
+    def load_estimator(self, model: str, training: str) -> Any:
+        """Return the estimator that a training fitted, with its libraries. Raises NotFoundError when not recorded."""
+        step = self.workspace.journal.step(training)
+        if step is None:
+            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        return self.workspace.models.load(step["estimator"])
+
     def served(self, training: str) -> dict[str, Any] | None:
         """Return in which form what a training made is served, and why; None when its result is not recorded.
 

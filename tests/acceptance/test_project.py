@@ -141,6 +141,9 @@ def test_training_sets_and_models_from_python(ran: tuple[Project, Mill]) -> None
     np.testing.assert_array_equal(model.predict(asked), alone)
     past = model.features(asked, as_of=START)
     assert past["spent__n_1d"].to_list() == [0] * 5
+    seen = model.predictor.encoding.frame(model.features(asked))
+    np.testing.assert_allclose(model.estimator.predict(seen), model.predict(asked), rtol=1e-9)
+    assert model.classes == ()
 
 
 def test_unknown_names_get_the_nearest(ran: tuple[Project, Mill]) -> None:
