@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.base.clock import SECOND, format_duration, format_time
@@ -36,6 +36,16 @@ def serving(served: Mapping[str, Any] | None) -> str:
 
 def _micros(micros: float) -> str:
     return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
+
+
+def answer(prediction: float | Sequence[float], classes: Sequence[Any]) -> str:
+    """Return what was answered: a number, or the likeliest of ``classes`` with its probability: ``fine (0.967)``."""
+    if not isinstance(prediction, Sequence):
+        return f"{prediction:.4g}"
+    if len(classes) != len(prediction):
+        return ", ".join(f"{each:.3g}" for each in prediction)
+    best = max(prediction)
+    return f"{classes[list(prediction).index(best)]} ({best:.3g})"
 
 
 def rebuild(table: str, done: int, steps: int, left: float | None) -> str:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tidemill.cli.words import decisions, figure, rebuild, sentence, serving, when
+from tidemill.cli.words import answer, decisions, figure, rebuild, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -22,6 +22,12 @@ def test_how_a_version_is_served_is_said_with_its_cost_and_why() -> None:
     assert serving(itself) == "by the estimator itself, 812 µs a row: not compiled: no compiler"
     assert serving({"kind": "onnx", "why": "near", "rows": 5}) == "by ONNX Runtime: near, tried on 5 rows"
     assert "not known" in serving(None)
+
+
+def test_an_answer_is_a_number_or_the_likeliest_class() -> None:
+    assert answer(31.62345, ()) == "31.62"
+    assert answer([0.1, 0.75, 0.15], ["a", "b", "c"]) == "b (0.75)"
+    assert answer([0.1, 0.75, 0.15], ()) == "0.1, 0.75, 0.15"  # by a version whose training is not known
 
 
 def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
