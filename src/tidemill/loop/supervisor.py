@@ -53,9 +53,8 @@ class ServerProcess:
         except (ValueError, KeyError, TypeError):
             self.stop()
             said = self._log.read_text(errors="replace").strip().splitlines()
-            raise TidemillError(
-                f"The server did not start: {said[-1] if said else 'it said nothing'}. Its log is {self._log}"
-            ) from None
+            why = said[-1].rstrip(".") if said else "it said nothing"
+            raise TidemillError(f"The server did not start: {why}. Its log is {self._log}.") from None
         return port
 
     @property
