@@ -107,9 +107,7 @@ class Served:
 
         Raises NotFoundError when its result is not recorded.
         """
-        step = self.workspace.journal.step(training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        step = self._step(model, training)
         trust(step.get("expressions", {}))
         encoding, served = Encoding.from_json(step["encoding"]), step.get("served")
         return restore(
@@ -121,6 +119,12 @@ class Served:
             forms=FORMS,
         )
 
+    def _step(self, model: str, training: str) -> dict[str, Any]:
+        step = self.workspace.journal.step(training)
+        if step is None:
+            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        return step
+
     def classes(self, training: str) -> tuple[Any, ...]:
         """Return the classes in the order of their probabilities; none of a regression or an unrecorded training."""
         step = self.workspace.journal.step(training)
@@ -128,10 +132,7 @@ class Served:
 
     def load_estimator(self, model: str, training: str) -> Any:
         """Return the estimator that a training fitted, with its libraries. Raises NotFoundError when not recorded."""
-        step = self.workspace.journal.step(training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
-        return self.workspace.models.load(step["estimator"])
+        return self.workspace.models.load(self._step(model, training)["estimator"])
 
     def served(self, training: str) -> dict[str, Any] | None:
         """Return in which form what a training made is served, and why; None when its result is not recorded.
@@ -150,12 +151,12 @@ class Served:
 
         Kept with each training, so that a server need not open the lake. Raises NotFoundError before the first version.
         """
-        declared, state = self.declared_model(model), self.state().model(model)
-        step = self.workspace.journal.step(state.resolve("champion").training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the champion's training is not in this workspace.")
-        types: dict[str, str] = step["request"]
-        return {name: dtype_from_text(types[name]) for name in declared.request_columns}
+        return self.request_types(model, self.state().model(model).resolve("champion").training)
+
+    def request_types(self, model: str, training: str) -> dict[str, pl.DataType]:
+        """Return the types of the request columns that ``training`` of ``model`` saw. Raises NotFoundError."""
+        types: dict[str, str] = self._step(model, training)["request"]
+        return {name: dtype_from_text(types[name]) for name in self.declared_model(model).request_columns}
 
     def request_example(self, model: str) -> dict[str, Any] | None:
         """Return a request row that the champion of ``model`` was trained on, as JSON takes it; None when not known."""
