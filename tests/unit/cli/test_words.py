@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from tidemill.base.clock import DAY, HOUR, SECOND
+from tidemill.cli.backtest import long
 from tidemill.cli.words import answer, decisions, figure, rebuild, sentence, serving, when
 from tidemill.ports.journal import Entry
 
@@ -33,6 +35,11 @@ def test_an_answer_is_a_number_or_the_likeliest_class() -> None:
 def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
     assert rebuild("arrivals", 0, 9, None) == "reading arrivals: 0 of 9 steps done"
     assert rebuild("arrivals", 3, 9, 72.4) == "reading arrivals: 3 of 9 steps done, about 1m12s left"
+
+
+def test_a_rehearsal_of_many_ticks_says_how_to_shorten_it() -> None:
+    assert long(0, 30 * DAY, HOUR) == ""
+    assert long(0, 30 * DAY, SECOND).startswith("There are 2,592,000 ticks of 1s for each policy.")
 
 
 def test_times_are_shown_to_the_minute() -> None:
