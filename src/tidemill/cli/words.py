@@ -38,6 +38,14 @@ def _micros(micros: float) -> str:
     return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
 
 
+def doubtful(judged: Mapping[str, Any]) -> list[str]:
+    """Return what is doubtful about a version, by the ``warnings`` and ``dropped`` of its judgement."""
+    said = [f"{each['what']} {each['do']}".strip() for each in judged["warnings"]]
+    if judged["dropped"]:
+        said.append(f"Null on every training row, and so left out: {', '.join(judged['dropped'])}.")
+    return said
+
+
 def answer(prediction: float | Sequence[float], classes: Sequence[Any]) -> str:
     """Return what was answered: a number, or the likeliest of ``classes`` with its probability: ``fine (0.967)``."""
     if not isinstance(prediction, Sequence):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tidemill.base.clock import DAY, HOUR, SECOND
 from tidemill.cli.backtest import long
-from tidemill.cli.words import answer, decisions, figure, rebuild, sentence, serving, when
+from tidemill.cli.words import answer, decisions, doubtful, figure, rebuild, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -30,6 +30,14 @@ def test_an_answer_is_a_number_or_the_likeliest_class() -> None:
     assert answer(31.62345, ()) == "31.62"
     assert answer([0.1, 0.75, 0.15], ["a", "b", "c"]) == "b (0.75)"
     assert answer([0.1, 0.75, 0.15], ()) == "0.1, 0.75, 0.15"  # by a version whose training is not known
+
+
+def test_what_is_doubtful_is_said() -> None:
+    warned = [{"kind": "few_rows", "where": "m", "what": "has 30 rows.", "do": "Wait for more."}]
+    assert doubtful({"warnings": warned, "dropped": ["a", "b"]}) == [
+        "has 30 rows. Wait for more.", "Null on every training row, and so left out: a, b.",
+    ]  # fmt: skip
+    assert doubtful({"warnings": [], "dropped": []}) == []
 
 
 def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
