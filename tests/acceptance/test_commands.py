@@ -97,6 +97,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(folder, "up", "--once")
     assert first.exit_code == 0, first.output
     assert "v1 is champion" in first.output
+    assert "returns: 1 row refused; the reasons are in the table returns__quarantine" in first.output
     server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
     try:
         for number in range(20):

@@ -21,7 +21,7 @@ from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
 from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
-from tidemill.cli.words import decisions, rebuild, when
+from tidemill.cli.words import decisions, rebuild, refused_rows, when
 from tidemill.engine.check.check import installation
 from tidemill.engine.mill.mill import Mill, Turned, declared
 from tidemill.loop.supervisor import ServerProcess
@@ -182,6 +182,8 @@ class _Run:
             refused = entry.kind == "judge" and entry.body["judged"]["verdict"]["outcome"] == "refuse"
             if refused or entry.kind in ("fail", "halt"):
                 self._healthy = False
+            if entry.kind == "commit" and entry.body["quarantined"]:
+                self._say("yellow", f"{when(entry.tick)}  {refused_rows(entry.body)}")
             for style, text in decisions(entry):
                 self._say(style, f"{when(entry.tick)}  {text}")
         if self._serving and any(entry.kind == "alias" for entry in turned.entries):

@@ -96,6 +96,13 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
     return []
 
 
+def refused_rows(commit: Mapping[str, Any]) -> str:
+    """Return how many rows of a commit went to quarantine, and where the reasons are."""
+    number, name = commit["quarantined"], commit["table"]
+    rows = f"{number:,} row{'' if number == 1 else 's'}"
+    return f"{name}: {rows} refused; the reasons are in the table {name}__quarantine"
+
+
 def _alarms(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a report raised or cleared; reports that only repeat the last say nothing."""
     said = []

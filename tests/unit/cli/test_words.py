@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tidemill.base.clock import DAY, HOUR, SECOND
 from tidemill.cli.backtest import long
-from tidemill.cli.words import answer, decisions, doubtful, figure, rebuild, sentence, serving, when
+from tidemill.cli.words import answer, decisions, doubtful, figure, rebuild, refused_rows, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -58,6 +58,7 @@ def test_a_commit_takes_note_and_decides_nothing() -> None:
     entry = Entry(1, 0, "commit", {"table": "orders", "rows": 1200, "quarantined": 3})
     assert decisions(entry) == []
     assert sentence(entry) == "orders: 1,200 rows, 3 quarantined"
+    assert refused_rows(entry.body) == "orders: 3 rows refused; the reasons are in the table orders__quarantine"
 
 
 def test_a_promotion_names_what_it_replaces() -> None:
