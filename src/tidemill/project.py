@@ -21,7 +21,7 @@ from tidemill.adapters import adapter
 from tidemill.adapters.system_file import load_system
 from tidemill.adapters.work_folder import resumable, sweep
 from tidemill.base.clock import parse_time
-from tidemill.base.errors import NotFoundError, RequestError
+from tidemill.base.errors import NotFoundError, RequestError, WorkspaceError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import SEQ, SYSTEM_COLUMNS, nearest
 from tidemill.engine.check.fingerprint import origins, recipe_fingerprint
@@ -34,6 +34,7 @@ from tidemill.engine.expression.program import proofs
 from tidemill.engine.feature.feature import features
 from tidemill.engine.feature.partition import needs
 from tidemill.engine.mill.mill import Mill, Ports, tables_of
+from tidemill.engine.mill.refuse import changed, lost
 from tidemill.engine.parity.explain import libraries
 from tidemill.engine.predict import records
 from tidemill.engine.predict.live import jsonable
@@ -381,10 +382,19 @@ class FittedModel:
         self._project = project
         self._declared = declared
         self.version = version
-        self.predictor = predictor
+        self._predictor = predictor
 
     def __repr__(self) -> str:
         return f"<{self._declared.name} v{self.version.number}>"
+
+    @property
+    def predictor(self) -> Predictor:
+        """What predicts. Raises WorkspaceError where the file declares its inputs otherwise than it was trained on."""
+        made = self._project.workspace.journal.step(self.version.training)
+        if made is not None and (gone := lost(self._declared, made)):
+            name, number = self._declared.name, self.version.number
+            raise WorkspaceError(f"model {name!r}: v{number} needs {changed(gone)}. Put that declaration back.")
+        return self._predictor
 
     @property
     def served(self) -> dict[str, Any] | None:
@@ -394,7 +404,7 @@ class FittedModel:
     @property
     def classes(self) -> tuple[Any, ...]:
         """The label's values in the order of the columns of ``predict``; empty for a regression."""
-        return self.predictor.encoding.classes
+        return self._predictor.encoding.classes
 
     @property
     def estimator(self) -> Any:
@@ -408,7 +418,8 @@ class FittedModel:
         column ``asked_at``, else at the model's own asked-at, and now where that lies ahead or is not there. Raises
         RequestError when a column is missing or a value is not of its column's type.
         """
-        return self.predictor.predict(self.features(frame, as_of=as_of))
+        predictor = self.predictor
+        return predictor.predict(self.features(frame, as_of=as_of))
 
     def features(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> pl.DataFrame:
         """Return the features of each row of ``frame``, as ``predict`` sees them."""

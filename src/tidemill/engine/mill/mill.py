@@ -20,13 +20,14 @@ from tidemill.base.errors import SourceError, TidemillError, TrainingError, Work
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import HISTORY, SEQ, TICK
 from tidemill.engine.check.change import changes
-from tidemill.engine.check.fingerprint import describe, judging, of, operations, origins, recipe, recipe_fingerprint
+from tidemill.engine.check.fingerprint import describe, judging, of, operations, recipe, recipe_fingerprint
 from tidemill.engine.evaluate.gate import Case
 from tidemill.engine.example import ledger
 from tidemill.engine.example.example import ASKED_AT, examples
 from tidemill.engine.feature.freshness import Rebuilding
 from tidemill.engine.feature.online import OnlineState
 from tidemill.engine.mill.policy import Decision, Situation, decide
+from tidemill.engine.mill.refuse import refusals
 from tidemill.engine.monitor.canary import Trial, asked_for, let_in, pointed, routed
 from tidemill.engine.monitor.watch import Watch
 from tidemill.engine.predict import records
@@ -134,8 +135,8 @@ class Mill:
         ]
         parts = declared(self.system)
         if parts != self.state.declared:
-            self._refuse_new_meaning(self.state.declared, parts)
-            self._refuse_lost_features()
+            if reasons := tuple(refusals(self.system, self.state, self.ports.journal.step)):
+                raise WorkspaceError("\n".join(reasons))
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
             drafts.append(
                 Draft(tick, "declare", {"declared": parts, "changes": _recipe_changes(self.state.declared, parts)})
@@ -147,38 +148,6 @@ class Mill:
             if training is not None:
                 self._launch(model, training)
         return entries
-
-    def _refuse_new_meaning(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        for name, parts in after["tables"].items():
-            old = before.get("tables", {}).get(name)
-            if old is None or old["kind"] != "source" or name not in self.state.rows:
-                continue
-            kept = ("reader", "checks")  # these decide which rows come, not what the rows that came mean
-            why = changes(
-                {key: value for key, value in old.items() if key not in kept},
-                {key: value for key, value in parts.items() if key not in kept},
-            )
-            if why:
-                raise WorkspaceError(
-                    f"source {name!r}: its {self.state.rows[name]:,} rows were taken in under another declaration "
-                    f"({'; '.join(why)}). Give the source a new name, or start with a new workspace folder."
-                )
-
-    def _refuse_lost_features(self) -> None:
-        """Refuse a declaration by which a champion, which answers until another is promoted, would get other inputs."""
-        for model in self.system.models:
-            state = self.state.model(model.name)
-            step = self.ports.journal.step(state.resolve("champion").training) if "champion" in state.aliases else None
-            if step is None:
-                continue
-            now, then = origins(model), step["origins"]
-            lost = [name for name in step["encoding"]["columns"] if now.get(name) != then[name]]
-            if lost:
-                raise WorkspaceError(
-                    f"model {model.name!r}: its champion v{state.aliases['champion']} needs {', '.join(lost)}, which "
-                    f"{'are' if len(lost) > 1 else 'is'} no longer declared as when it was trained. Add a changed view "
-                    "under a new name beside the old one; to drop one, declare a new model beside this one."
-                )
 
     def _catch_up(self) -> None:
         """Bring online state to the journaled rows: the tail alone, or everything when it is not of this history."""
