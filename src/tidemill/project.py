@@ -34,7 +34,6 @@ from tidemill.engine.expression.program import proofs
 from tidemill.engine.feature.feature import features
 from tidemill.engine.feature.partition import needs
 from tidemill.engine.mill.mill import Mill, Ports, tables_of
-from tidemill.engine.mill.refuse import changed, lost
 from tidemill.engine.parity.explain import libraries
 from tidemill.engine.predict import records
 from tidemill.engine.predict.live import jsonable
@@ -390,10 +389,8 @@ class FittedModel:
     @property
     def predictor(self) -> Predictor:
         """What predicts. Raises WorkspaceError where the file declares its inputs otherwise than it was trained on."""
-        made = self._project.workspace.journal.step(self.version.training)
-        if made is not None and (gone := lost(self._declared, made)):
-            name, number = self._declared.name, self.version.number
-            raise WorkspaceError(f"model {name!r}: v{number} needs {changed(gone)}. Put that declaration back.")
+        if gone := self._project.lost(self._declared.name, self.version.training):
+            raise WorkspaceError(f"v{self.version.number} of {gone} Put that declaration back.")
         return self._predictor
 
     @property

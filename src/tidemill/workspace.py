@@ -16,9 +16,10 @@ import polars as pl
 from tidemill.adapters import adapter
 from tidemill.adapters.signing import open_key
 from tidemill.adapters.system_file import load_for_serving
-from tidemill.base.errors import NotFoundError
+from tidemill.base.errors import NotFoundError, WorkspaceError
 from tidemill.base.schema import nearest
 from tidemill.engine.expression.program import trust
+from tidemill.engine.mill.refuse import changed, lost
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
 from tidemill.engine.predict.state import State, fold
@@ -118,6 +119,20 @@ class Served:
             form=self.workspace.artefacts.get,
             forms=FORMS,
         )
+
+    def load_declared(self, model: str, training: str) -> Predictor:
+        """Return the predictor as ``load_predictor`` does, where ``model`` still declares its inputs as they were.
+
+        Raises WorkspaceError where the file has changed: other features under the same names would be fed to it.
+        """
+        if gone := self.lost(model, training):
+            raise WorkspaceError(f"{gone} Put that declaration back, and start again: tidemill up")
+        return self.load_predictor(model, training)
+
+    def lost(self, model: str, training: str) -> str:
+        """Return in a sentence which features of ``training`` are declared otherwise now; empty when none is."""
+        names = lost(self.declared_model(model), self._step(model, training))
+        return f"model {model!r} needs {changed(names)}." if names else ""
 
     def _step(self, model: str, training: str) -> dict[str, Any]:
         step = self.workspace.journal.step(training)

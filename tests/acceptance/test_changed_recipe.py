@@ -15,7 +15,7 @@ from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import WorkspaceError
 from tidemill.cli.main import main
 from tidemill.project import Project
-from tidemill.workspace import Workspace
+from tidemill.workspace import Workspace, open_served
 
 START = parse_time("2024-01-01")
 
@@ -85,8 +85,10 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
         with pytest.raises(WorkspaceError, match=r"champion v1 needs recent__n_1d.*under a new name"):
             turn(30, 1)
         edit = Project(file, load_system(file), workspace)
-        with pytest.raises(WorkspaceError, match=r"v1 needs recent__n_1d.*Put that declaration back"):
+        with pytest.raises(WorkspaceError, match=r"v1 of model 'size' needs recent__n_1d.*Put that declaration back"):
             edit.model("size").predict(edit.table("asked").head(1))
+        with pytest.raises(WorkspaceError, match=r"needs recent__n_1d.*start again: tidemill up"):
+            open_served(tmp_path).load_declared("size", edit.model("size").version.training)
         planned = CliRunner().invoke(main, ["plan", "--json", "--project", str(tmp_path)])
         assert planned.exit_code == 1
         assert "champion v1 needs recent__n_1d" in json.loads(planned.stdout)["refused"][0]

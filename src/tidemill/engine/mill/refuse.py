@@ -54,9 +54,10 @@ def _robbed(system: System, state: State, step: Step) -> Iterator[str]:
 
 
 def lost(model: Model, made: Mapping[str, Any]) -> list[str]:
-    """Return the inputs of the estimator that a training ``made`` that ``model`` no longer declares as they were."""
-    now, then = origins(model), made["origins"]
-    return [name for name in made["encoding"]["columns"] if now.get(name) != then[name]]
+    """Return the inputs of the estimator that a training ``made`` which ``model`` no longer declares as they were."""
+    now = origins(model)
+    then = made.get("origins", now)  # not kept: nothing can be told
+    return [name for name in made["encoding"]["columns"] if now.get(name) != then.get(name)]
 
 
 def changed(names: list[str]) -> str:
