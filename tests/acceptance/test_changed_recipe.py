@@ -14,6 +14,7 @@ from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import WorkspaceError
 from tidemill.cli.main import main
+from tidemill.loop.supervisor import ServerProcess
 from tidemill.project import Project
 from tidemill.workspace import Workspace, open_served
 
@@ -92,4 +93,11 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
         planned = CliRunner().invoke(main, ["plan", "--json", "--project", str(tmp_path)])
         assert planned.exit_code == 1
         assert "champion v1 needs recent__n_1d" in json.loads(planned.stdout)["refused"][0]
+    # A server that starts on such a file says what ails it, and does not keep the worker waiting.
+    server = ServerProcess(file, 0, tmp_path / "server.txt")
+    try:
+        ails = server.follow(1_000_000)
+    finally:
+        server.stop()
+    assert "recent__n_1d, which is no longer declared" in ails["size"]
     lease.release()

@@ -281,7 +281,8 @@ class _Endpoint:
             try:
                 said = workspace.root / "log" / "server.txt"
                 server = ServerProcess(self._project.path, port, said, workers=endpoint.workers)
-                server.follow(number)
+                for name, ails in server.follow(number, stopped=self._ended).items():
+                    self._say("red", f"Model {name!r} is not served: {ails}")
                 port = server.port  # a free one stays the same after a restart
                 if not self._ended.is_set():
                     file.write_text(server.url)
