@@ -286,7 +286,7 @@ def test_status_shows_how_fresh_each_view_is(built: Path) -> None:
     assert online["rebuilding"] is None
     text = run(built, "status").output
     assert "Feature views" in text
-    assert "online state" in text
+    assert "Online state as of" in text
 
 
 def test_rebuild_is_carried_out(tmp_path: Path) -> None:
