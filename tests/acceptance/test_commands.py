@@ -138,6 +138,16 @@ def test_every_fault_comes_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / ".tidemill").exists()
 
 
+def test_a_pattern_that_matches_no_file_is_named(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    (tmp_path / "system.py").write_text(SYSTEM.replace('"returns/*.csv"', '"retruns/*.csv"'))
+    for command in ("check", "plan"):
+        noted = data(tmp_path, command)["warnings"]
+        assert [each["what"].partition(" in ")[0] for each in noted if each["where"] == "source 'returns'"] == [
+            "no file matches 'retruns/*.csv'"
+        ]
+
+
 def test_check_refuses_a_table_that_reads_the_future(tmp_path: Path) -> None:
     lay_down(tmp_path)
     whole = 'orders.with_columns(pl.col("amount").mean()).select("order", "placed", "shop", "amount")'

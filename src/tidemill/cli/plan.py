@@ -42,7 +42,7 @@ def command(path: Path, as_json: bool) -> None:
     state = project.state()
     made = plan(project.system, built(project, state))
     refused = tuple(refusals(project.system, state, project.workspace.journal.step)) if state.declared else ()
-    notices = (*made.warnings, *found.slow, *not_compiled(project), *installation())
+    notices = (*found.bare, *made.warnings, *found.slow, *not_compiled(project), *installation())
     if as_json:
         items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]
         plain = {"idle": made.idle, "refused": refused, "items": items, "warnings": faults_json(notices)}

@@ -56,7 +56,9 @@ def command(path: Path, once: bool, wait: str) -> None:
     out = console()
     project = projects.open(path)
     if declared(project.system) != _last_declared(project):
-        faults = inspect(project).faults
+        found = inspect(project)
+        faults = found.faults
+        print_faults(out, found.bare, style="yellow")
         if faults:
             out.print(f"[bold red]{count(len(faults), 'fault')}[/] in {project.path.name}; nothing was done.")
             print_faults(out, faults, style="red")
