@@ -21,7 +21,7 @@ from tidemill.adapters import adapter
 from tidemill.adapters.system_file import load_system
 from tidemill.adapters.work_folder import resumable, sweep
 from tidemill.base.clock import parse_time
-from tidemill.base.errors import NotFoundError
+from tidemill.base.errors import NotFoundError, RequestError, WorkspaceError
 from tidemill.base.hashing import fingerprint
 from tidemill.base.schema import SEQ, SYSTEM_COLUMNS, nearest
 from tidemill.engine.check.fingerprint import origins, recipe_fingerprint
@@ -41,6 +41,7 @@ from tidemill.engine.predict.live import jsonable
 from tidemill.engine.predict.predict import Predictor
 from tidemill.engine.predict.route import SHADOW
 from tidemill.engine.predict.state import Version
+from tidemill.engine.table.contract import conform
 from tidemill.engine.table.table import visible
 from tidemill.engine.table.tally import report
 from tidemill.engine.train.train import Order, Report, Rival, train
@@ -381,32 +382,63 @@ class FittedModel:
         self._project = project
         self._declared = declared
         self.version = version
-        self.predictor = predictor
+        self._predictor = predictor
 
     def __repr__(self) -> str:
         return f"<{self._declared.name} v{self.version.number}>"
+
+    @property
+    def predictor(self) -> Predictor:
+        """What predicts. Raises WorkspaceError where the file declares its inputs otherwise than it was trained on."""
+        if gone := self._project.lost(self._declared.name, self.version.training):
+            raise WorkspaceError(f"v{self.version.number} of {gone} Put that declaration back.")
+        return self._predictor
 
     @property
     def served(self) -> dict[str, Any] | None:
         """In which form it is served and why: ``kind``, ``why``, and what that costs; see ``Served.served``."""
         return self._project.served(self.version.training)
 
+    @property
+    def classes(self) -> tuple[Any, ...]:
+        """The label's values in the order of the columns of ``predict``; empty for a regression."""
+        return self._predictor.encoding.classes
+
+    @property
+    def estimator(self) -> Any:
+        """The fitted estimator itself, whatever form of it serves: for its coefficients and importances."""
+        return self._project.load_estimator(self._declared.name, self.version.training)
+
     def predict(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> np.ndarray[Any, Any]:
         """Return one prediction for each row of ``frame``: the model's request columns.
 
         Features are looked up as of ``as_of`` (an ISO time or microseconds); None asks each row at the time in its
         column ``asked_at``, else at the model's own asked-at, and now where that lies ahead or is not there. Raises
-        RequestError when a column is missing.
+        RequestError when a column is missing or a value is not of its column's type.
         """
-        return self.predictor.predict(self.features(frame, as_of=as_of))
+        predictor = self.predictor
+        return predictor.predict(self.features(frame, as_of=as_of))
 
     def features(self, frame: pl.DataFrame, *, as_of: str | int | None = None) -> pl.DataFrame:
         """Return the features of each row of ``frame``, as ``predict`` sees them."""
         project, declared = self._project, self._declared
+        questions = self._typed(frame)
         moment = parse_time(as_of) if isinstance(as_of, str) else as_of
-        asked = moments(declared, frame, moment, project.now())
+        asked = moments(declared, questions, moment, project.now())
         frames = {name: project.rows_so_far(name) for name in tables_of(declared)}
-        return features(declared, frames, frame, asked)
+        return features(declared, frames, questions, asked)
+
+    def _typed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return ``frame`` with the types of a request. Raises RequestError, naming the row, when a value is none."""
+        if not isinstance(frame, pl.DataFrame):
+            raise RequestError(f"The questions are of type {type(frame).__name__}; give a Polars DataFrame.")
+        types = self._project.request_types(self._declared.name, self.version.training)
+        there = {name: dtype for name, dtype in types.items() if name in frame.columns}  # what lacks is named later
+        fitted, faults = conform(frame.select(list(there)), there)
+        if faults.null_count() < frame.height:
+            row = int(faults.is_not_null().arg_true()[0])
+            raise RequestError(f"Row {row} of the questions: {faults[row]}.")
+        return frame.with_columns(fitted.get_columns())
 
 
 def cores() -> int:

@@ -16,9 +16,10 @@ import polars as pl
 from tidemill.adapters import adapter
 from tidemill.adapters.signing import open_key
 from tidemill.adapters.system_file import load_for_serving
-from tidemill.base.errors import NotFoundError
+from tidemill.base.errors import NotFoundError, WorkspaceError
 from tidemill.base.schema import nearest
 from tidemill.engine.expression.program import trust
+from tidemill.engine.mill.refuse import changed, lost
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
 from tidemill.engine.predict.state import State, fold
@@ -107,9 +108,7 @@ class Served:
 
         Raises NotFoundError when its result is not recorded.
         """
-        step = self.workspace.journal.step(training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        step = self._step(model, training)
         trust(step.get("expressions", {}))
         encoding, served = Encoding.from_json(step["encoding"]), step.get("served")
         return restore(
@@ -120,6 +119,35 @@ class Served:
             form=self.workspace.artefacts.get,
             forms=FORMS,
         )
+
+    def load_declared(self, model: str, training: str) -> Predictor:
+        """Return the predictor as ``load_predictor`` does, where ``model`` still declares its inputs as they were.
+
+        Raises WorkspaceError where the file has changed: other features under the same names would be fed to it.
+        """
+        if gone := self.lost(model, training):
+            raise WorkspaceError(f"{gone} Put that declaration back, and start again: tidemill up")
+        return self.load_predictor(model, training)
+
+    def lost(self, model: str, training: str) -> str:
+        """Return in a sentence which features of ``training`` are declared otherwise now; empty when none is."""
+        names = lost(self.declared_model(model), self._step(model, training))
+        return f"model {model!r} needs {changed(names)}." if names else ""
+
+    def _step(self, model: str, training: str) -> dict[str, Any]:
+        step = self.workspace.journal.step(training)
+        if step is None:
+            raise NotFoundError(f"model {model!r}: the result of training {training} is not in this workspace.")
+        return step
+
+    def classes(self, training: str) -> tuple[Any, ...]:
+        """Return the classes in the order of their probabilities; none of a regression or an unrecorded training."""
+        step = self.workspace.journal.step(training)
+        return Encoding.from_json(step["encoding"]).classes if step else ()
+
+    def load_estimator(self, model: str, training: str) -> Any:
+        """Return the estimator that a training fitted, with its libraries. Raises NotFoundError when not recorded."""
+        return self.workspace.models.load(self._step(model, training)["estimator"])
 
     def served(self, training: str) -> dict[str, Any] | None:
         """Return in which form what a training made is served, and why; None when its result is not recorded.
@@ -138,12 +166,12 @@ class Served:
 
         Kept with each training, so that a server need not open the lake. Raises NotFoundError before the first version.
         """
-        declared, state = self.declared_model(model), self.state().model(model)
-        step = self.workspace.journal.step(state.resolve("champion").training)
-        if step is None:
-            raise NotFoundError(f"model {model!r}: the champion's training is not in this workspace.")
-        types: dict[str, str] = step["request"]
-        return {name: dtype_from_text(types[name]) for name in declared.request_columns}
+        return self.request_types(model, self.state().model(model).resolve("champion").training)
+
+    def request_types(self, model: str, training: str) -> dict[str, pl.DataType]:
+        """Return the types of the request columns that ``training`` of ``model`` saw. Raises NotFoundError."""
+        types: dict[str, str] = self._step(model, training)["request"]
+        return {name: dtype_from_text(types[name]) for name in self.declared_model(model).request_columns}
 
     def request_example(self, model: str) -> dict[str, Any] | None:
         """Return a request row that the champion of ``model`` was trained on, as JSON takes it; None when not known."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
 from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import WorkspaceError
+from tidemill.cli.main import main
+from tidemill.loop.supervisor import ServerProcess
 from tidemill.project import Project
-from tidemill.workspace import Workspace
+from tidemill.workspace import Workspace, open_served
 
 START = parse_time("2024-01-01")
 
@@ -81,4 +85,19 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
         file.write_text(edited)
         with pytest.raises(WorkspaceError, match=r"champion v1 needs recent__n_1d.*under a new name"):
             turn(30, 1)
+        edit = Project(file, load_system(file), workspace)
+        with pytest.raises(WorkspaceError, match=r"v1 of model 'size' needs recent__n_1d.*Put that declaration back"):
+            edit.model("size").predict(edit.table("asked").head(1))
+        with pytest.raises(WorkspaceError, match=r"needs recent__n_1d.*start again: tidemill up"):
+            open_served(tmp_path).load_declared("size", edit.model("size").version.training)
+        planned = CliRunner().invoke(main, ["plan", "--json", "--project", str(tmp_path)])
+        assert planned.exit_code == 1
+        assert "champion v1 needs recent__n_1d" in json.loads(planned.stdout)["refused"][0]
+    # A server that starts on such a file says what ails it, and does not keep the worker waiting.
+    server = ServerProcess(file, 0, tmp_path / "server.txt")
+    try:
+        ails = server.follow(1_000_000)
+    finally:
+        server.stop()
+    assert "recent__n_1d, which is no longer declared" in ails["size"]
     lease.release()

@@ -97,6 +97,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(folder, "up", "--once")
     assert first.exit_code == 0, first.output
     assert "v1 is champion" in first.output
+    assert "returns: 1 row refused; the reasons are in the table returns__quarantine" in first.output
     server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
     try:
         for number in range(20):
@@ -135,6 +136,16 @@ def test_every_fault_comes_at_once(tmp_path: Path) -> None:
     assert len(json.loads(found.stdout)["faults"]) == 3
     assert run(tmp_path, "up", "--once").exit_code == 1
     assert not (tmp_path / ".tidemill").exists()
+
+
+def test_a_pattern_that_matches_no_file_is_named(tmp_path: Path) -> None:
+    lay_down(tmp_path)
+    (tmp_path / "system.py").write_text(SYSTEM.replace('"returns/*.csv"', '"retruns/*.csv"'))
+    for command in ("check", "plan"):
+        noted = data(tmp_path, command)["warnings"]
+        assert [each["what"].partition(" in ")[0] for each in noted if each["where"] == "source 'returns'"] == [
+            "no file matches 'retruns/*.csv'"
+        ]
 
 
 def test_check_refuses_a_table_that_reads_the_future(tmp_path: Path) -> None:
@@ -285,7 +296,7 @@ def test_status_shows_how_fresh_each_view_is(built: Path) -> None:
     assert online["rebuilding"] is None
     text = run(built, "status").output
     assert "Feature views" in text
-    assert "online state" in text
+    assert "Online state as of" in text
 
 
 def test_rebuild_is_carried_out(tmp_path: Path) -> None:

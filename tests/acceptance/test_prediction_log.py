@@ -131,6 +131,9 @@ def test_the_command_prints_writes_and_lists(answered: tuple[Path, dict[str, Any
     assert parquet["shop__n_1d"].to_list() == csv["shop__n_1d"].to_list()
     refused = CliRunner().invoke(main, ["predictions", "--output", "x.json", "--project", str(folder)])
     assert (refused.exit_code, "neither .parquet nor .csv" in refused.output) == (2, True)
+    nowhere = str(tmp_path / "none" / "x.csv")
+    refused = CliRunner().invoke(main, ["predictions", "--output", nowhere, "--project", str(folder)])
+    assert (refused.exit_code, "Make it first" in refused.output) == (2, True)
 
 
 def test_parity_and_trace_hold_for_every_route(answered: tuple[Path, dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tidemill import project as projects
 from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
-from tidemill.base.errors import LeaseHeldError, NotFoundError, WorkspaceError
+from tidemill.base.errors import LeaseHeldError, NotFoundError, RequestError, WorkspaceError
 from tidemill.engine.mill.mill import Mill
 from tidemill.project import Project
 
@@ -141,6 +141,22 @@ def test_training_sets_and_models_from_python(ran: tuple[Project, Mill]) -> None
     np.testing.assert_array_equal(model.predict(asked), alone)
     past = model.features(asked, as_of=START)
     assert past["spent__n_1d"].to_list() == [0] * 5
+    seen = model.predictor.encoding.frame(model.features(asked))
+    np.testing.assert_allclose(model.estimator.predict(seen), model.predict(asked), rtol=1e-9)
+    assert model.classes == ()
+
+
+def test_questions_that_are_none_are_refused_with_what_is_wrong(ran: tuple[Project, Mill]) -> None:
+    model, asked = ran[0].model("amount"), ran[0].table("orders").tail(3)
+    as_text = asked.with_columns(pl.col("size").cast(pl.String))
+    np.testing.assert_array_equal(model.predict(as_text), model.predict(asked))
+    wrong = pl.Series("size", ["1", "many", "3"])
+    with pytest.raises(RequestError, match="Row 1 of the questions: 'size': 'many' is not a whole number"):
+        model.predict(asked.with_columns(wrong))
+    with pytest.raises(RequestError, match="'size' is missing"):
+        model.predict(asked.drop("size"))
+    with pytest.raises(RequestError, match="of type dict; give a Polars DataFrame"):
+        model.predict(asked.to_dict())  # type: ignore[arg-type]
 
 
 def test_unknown_names_get_the_nearest(ran: tuple[Project, Mill]) -> None:

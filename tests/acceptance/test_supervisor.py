@@ -8,6 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tidemill.base.errors import TidemillError
+from tidemill.loop.supervisor import ServerProcess
+
 SYSTEM = """
 import tidemill as tm
 from sklearn.linear_model import LinearRegression
@@ -46,3 +51,17 @@ def test_a_server_ends_when_its_worker_is_killed(tmp_path: Path) -> None:
     while listening(int(line)):
         assert time.monotonic() < deadline, "the server outlived its worker"
         time.sleep(0.1)
+
+
+def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "system.py").write_text(SYSTEM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(TidemillError) as caught:
+            ServerProcess(tmp_path / "system.py", port, tmp_path / "server.txt")
+    assert str(caught.value) == (
+        f"The server did not start: Port {port} of 127.0.0.1 cannot be had: Address already in use. Declare another, "
+        f"as tm.Endpoint(port=…), or 0 for a free one. Its log is {tmp_path / 'server.txt'}."
+    )

@@ -202,6 +202,12 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         SqlJournal(path)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the workspace should be")
+    with pytest.raises(WorkspaceError, match="taken cannot be made: File exists"):
+        SqlJournal(tmp_path / "taken" / "journal.db")
+
+
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tidemill\[postgres\]'"):

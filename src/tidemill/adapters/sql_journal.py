@@ -294,7 +294,14 @@ class _AdvisoryLock:
 
 
 def _open_sqlite(url: sql.URL) -> sql.Engine:
-    Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(str(url.database)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(
+            f"The folder {folder} cannot be made: {error.strerror}. The workspace lies beside system.py; let this user "
+            "write there."
+        ) from error
     # Python's driver would begin transactions on its own; with isolation_level None it leaves that to _begin.
     engine = sql.create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None})
 

@@ -27,6 +27,8 @@ from tidemill.spec.system import Policy, Trigger, every, on_drift, on_drop
 DECLARED = "declared"
 NEVER = "never"
 
+_MANY_TICKS = 100_000  # beyond it a rehearsal takes minutes
+
 _WORDS = """Words of a policy, separated by commas:
   declared        as in the declared file
   never           train once, then never again
@@ -87,20 +89,23 @@ def command(
         past = past_of(project)
         asked = asking(project.system, past)
         first, last = period(project, asked)
-        made = backtest(
-            project,
-            policies,
-            past,
-            asked,
-            parse_time(start) if start else first,
-            parse_time(end) if end else last,
-            _duration(tick, "--tick") if tick else project.system.tick,
-            tell,
-        )
+        since, until = parse_time(start) if start else first, parse_time(end) if end else last
+        beat = _duration(tick, "--tick") if tick else project.system.tick
+        if patience := long(since, until, beat):
+            click.echo(patience, err=True)
+        made = backtest(project, policies, past, asked, since, until, beat, tell)
     if as_json:
         echo_json(_plain(made))
     else:
         _show(console(), made)
+
+
+def long(start: int, end: int, tick: int) -> str:
+    """Return a word of warning where there are so many ticks that it takes long, else ""."""
+    ticks = (end - start) // tick
+    if ticks <= _MANY_TICKS:
+        return ""
+    return f"There are {ticks:,} ticks of {format_duration(tick)} for each policy. Fewer take less time: --tick 1h"
 
 
 # Policies ---------------------------------------------------------------------------------------------------------

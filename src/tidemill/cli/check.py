@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,15 @@ from tidemill.engine.check.peek import Seen, cut_faults
 from tidemill.engine.table.contract import contract_of
 from tidemill.ports.lake import Commit
 from tidemill.project import Project
-from tidemill.spec.source import Push, Source, Table
+from tidemill.spec.source import Files, Push, Source, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What ``inspect`` found.
 
-    ``slow``: notes on expressions that stay in Polars, which are among the ``warnings``, too. ``looked``: tables whose
-    columns are known from data. ``cut``: tables put to the test.
+    ``slow``: notes on expressions that stay in Polars, and ``bare``: on sources of files without a row; both are among
+    the ``warnings``, too. ``looked``: tables whose columns are known from data. ``cut``: tables put to the test.
     """
 
     faults: tuple[Fault, ...]
@@ -36,6 +37,7 @@ class Checked:
     looked: tuple[str, ...]
     cut: tuple[str, ...]
     slow: tuple[Fault, ...] = ()
+    bare: tuple[Fault, ...] = ()
 
 
 @click.command(name="check", short_help="Prove the declared file: every fault at once.")
@@ -103,8 +105,17 @@ def inspect(project: Project) -> Checked:
         faults += _cut(project, seen, loaded)
         cut = tuple(sorted(_derived(project)))
     slow = () if faults else uncompiled(system, seen.schemas)
-    notes = (*warnings(system), *slow, *installation())
-    return Checked(tuple(faults), notes, tuple(sorted(seen.schemas)), cut, slow)
+    bare = tuple(_bare(project, seen)) if not seen.faults else ()
+    notes = (*bare, *warnings(system), *slow, *installation())
+    return Checked(tuple(faults), notes, tuple(sorted(seen.schemas)), cut, slow, bare)
+
+
+def _bare(project: Project, seen: Seen) -> Iterator[Fault]:
+    """Yield a note on each source of files that has no row yet: its pattern may be misspelt."""
+    for source in project.system.sources:
+        if isinstance(source.reader, Files) and source.name not in seen.schemas:
+            what = f"no file matches {source.reader.pattern!r} in {project.path.parent}, or none has a row."
+            yield Fault(f"source '{source.name}'", what, "What reads it waits for its first rows.")
 
 
 def _derived(project: Project) -> set[str]:

@@ -11,7 +11,7 @@ from rich.text import Text
 from tidemill.base.clock import format_time, parse_time
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, grid, open_running, section
-from tidemill.cli.words import figure, serving, when
+from tidemill.cli.words import doubtful, figure, serving, when
 from tidemill.engine.predict.state import ModelState
 from tidemill.project import Project
 
@@ -22,7 +22,7 @@ from tidemill.project import Project
 @json_option
 @click.option("--at", metavar="TIME", help="Say only which version was live at this time: 2013-10-01T06:00Z.")
 def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
-    """Show the versions of MODEL with their judged figures, how each is served and why, and the champion's tenures."""
+    """Show the versions of MODEL with their figures and doubts, how each is served, and the champion's tenures."""
     project = open_running(path)
     state = project.state()
     if model not in state.models:
@@ -62,6 +62,12 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
     for each in found["versions"]:
         forms.add_row(f"v{each['version']}", serving(each["served"]))
     section(out, "How each is served", forms)
+    doubts = grid("version", "")
+    for each in found["versions"]:
+        for doubt in doubtful(each):
+            doubts.add_row(f"v{each['version']}", doubt)
+    if doubts.row_count:
+        section(out, "What is doubtful", doubts)
     tenures = grid("champion", "from", "until")
     for each in found["tenures"]:
         tenures.add_row(
@@ -88,6 +94,8 @@ def collect(project: Project, name: str, model: ModelState) -> dict[str, Any]:
                 "metrics": version.judged.get("metrics", {}),
                 "kpis": version.judged.get("kpis", {}),
                 "verdict": version.judged.get("verdict"),
+                "warnings": version.judged.get("warnings", []),
+                "dropped": version.judged.get("dropped", []),
                 "served": project.served(version.training),
             }
             for version in model.versions

@@ -38,9 +38,16 @@ def open_running(path: Path) -> Project:
     return project
 
 
+class _Grid(Table):
+    """A table whose texts are shown as they are: a key such as ``[/x]`` is no markup."""
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def grid(*headers: str, right: Iterable[int] = ()) -> Table:
     """Return an empty table without lines. ``right``: places of the columns that are aligned to the right."""
-    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0), show_header=any(headers))
+    made = _Grid(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0), show_header=any(headers))
     numbers = set(right)
     for place, header in enumerate(headers):
         last = place == len(headers) - 1

@@ -56,7 +56,10 @@ class _Commands(click.Group):
                 ]
                 click.echo(json.dumps({"error": type(error).__name__, "message": str(error), "faults": faults}))
             else:
-                count = f"{len(error.faults)} faults\n" if isinstance(error, DeclarationError) else ""
+                count = ""
+                if isinstance(error, DeclarationError):
+                    number = len(error.faults)
+                    count = f"{number} fault{'' if number == 1 else 's'}\n"
                 click.secho(f"{count}{error}", fg="red", err=True)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -138,9 +138,8 @@ def _show(each: dict[str, Any]) -> None:
     if not each["rows"]:
         out.print(f"[bold]{each['model']}[/]   no prediction to compare")
     elif not each["mismatched"]:
-        out.print(
-            f"[bold]{each['model']}[/]   [bold green]all {count(each['rows'], 'prediction')} agree bit for bit[/]"
-        )
+        who = f"all {each['rows']:,} predictions agree" if each["rows"] > 1 else "the one prediction agrees"
+        out.print(f"[bold]{each['model']}[/]   [bold green]{who} bit for bit[/]")
         out.print(f"The rate of mismatches is below {each['rate_below']:.2%} at 95 % confidence.", style="dim")
     else:
         style = "red" if each["fails"] else "yellow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tidemill.cli.layout import console, faults_json, grid, print_faults, probe,
 from tidemill.cli.words import serving
 from tidemill.engine.check.check import installation
 from tidemill.engine.check.plan import Built, BuiltModel, BuiltTable, plan
+from tidemill.engine.mill.refuse import refusals
 from tidemill.engine.predict.state import State
 from tidemill.project import Project
 from tidemill.spec.source import Source
@@ -29,17 +31,23 @@ _STYLES = {"nothing": "dim", "serve": "green", "load": "cyan", "create": "cyan",
 @project_option
 @json_option
 def command(path: Path, as_json: bool) -> None:
-    """Show what `tidemill up` would load, build, train or change, and why. Does none of it."""
+    """Show what `tidemill up` would load, build, train or change, and why. Does none of it.
+
+    Exits with 1 when `tidemill up` would refuse the file: it would change what stored rows or a champion's inputs mean.
+    """
     project = projects.open(path)
     found = inspect(project)
     if found.faults:
         raise DeclarationError(found.faults)
-    made = plan(project.system, built(project, project.state()))
-    notices = (*made.warnings, *found.slow, *not_compiled(project), *installation())
+    state = project.state()
+    made = plan(project.system, built(project, state))
+    refused = tuple(refusals(project.system, state, project.workspace.journal.step)) if state.declared else ()
+    notices = (*found.bare, *made.warnings, *found.slow, *not_compiled(project), *installation())
     if as_json:
         items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]
-        echo_json({"idle": made.idle, "items": items, "warnings": faults_json(notices)})
-        return
+        plain = {"idle": made.idle, "refused": refused, "items": items, "warnings": faults_json(notices)}
+        echo_json(plain)
+        sys.exit(1 if refused else 0)
     out = console()
     table = grid("", "", "")
     for item in made.items:
@@ -47,13 +55,19 @@ def command(path: Path, as_json: bool) -> None:
         word = "·" if item.action == "nothing" else item.action
         quiet = "dim" if item.action == "nothing" else ""
         table.add_row(Text(word, style=style), Text(item.what, style=quiet), Text("; ".join(item.why), style=quiet))
-    if made.idle:
+    if refused:
+        out.print("[bold red]Refused:[/] tidemill up would do none of it.")
+        for reason in refused:
+            out.print(Text(reason, style="red"))
+    elif made.idle:
         out.print("[bold green]Nothing to do:[/] everything is as declared.")
     else:
         work = sum(item.action not in ("nothing", "serve") for item in made.items)
         out.print(f"[bold]{work} of {len(made.items)}[/] would be built or changed by: tidemill up")
     section(out, "Plan", table)
     print_faults(out, notices, style="yellow")
+    if refused:
+        sys.exit(1)
 
 
 def built(project: Project, state: State) -> Built:

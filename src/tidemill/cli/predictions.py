@@ -11,7 +11,10 @@ import polars as pl
 from tidemill.base.errors import TidemillError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running
+from tidemill.cli.words import answer
+from tidemill.engine.example.answered import column_of
 from tidemill.engine.predict.live import jsonable
+from tidemill.project import Project
 
 _SHOWN = 20
 
@@ -23,7 +26,7 @@ _SHOWN = 20
 @click.option("--version", "versions", type=int, multiple=True, help="Only by these versions; repeatable.")
 @click.option("--route", "routes", multiple=True, help="Only by these routes: champion, canary, shadow, …; repeatable.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write a .parquet or .csv file.")
-@click.option("--limit", "-n", default=0, help="The newest so many; 0: all (on the screen, the newest 20).")
+@click.option("--limit", "-n", type=click.IntRange(0), default=0, help="The newest so many; 0: all (but 20 on screen).")
 @project_option
 @json_option
 def command(
@@ -42,6 +45,8 @@ def command(
         model = project.system.models[0].name
     if output is not None and output.suffix not in (".parquet", ".csv"):
         raise TidemillError(f"{output} is neither .parquet nor .csv.")
+    if output is not None and not output.parent.is_dir():
+        raise TidemillError(f"There is no folder {output.parent}. Make it first.")
     found = project.predictions(model, since=since, until=until, versions=versions, routes=routes)
     found = found.tail(limit) if limit else found
     if output is not None:
@@ -57,7 +62,7 @@ def command(
         for row in found.iter_rows(named=True):
             click.echo(json.dumps({name: jsonable(value) for name, value in row.items()}, ensure_ascii=False))
     else:
-        _show(found, project.declared_model(model).examples.key)
+        _show(found, project, model)
 
 
 def _flat(frame: pl.DataFrame) -> pl.DataFrame:
@@ -69,16 +74,16 @@ def _flat(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _show(found: pl.DataFrame, key: tuple[str, ...]) -> None:
-    out = console()
+def _show(found: pl.DataFrame, project: Project, model: str) -> None:
+    out, key, known = console(), project.declared_model(model).examples.key, project.state().model(model)
+    classes = {version.number: project.classes(version.training) for version in known.versions}
     table = grid("asked", *key, "prediction", "label", "version", "route", "id", right=(len(key) + 1,))
     for row in found.tail(_SHOWN).iter_rows(named=True):
-        predicted = row["prediction"]
-        said = f"{predicted:.4g}" if isinstance(predicted, float) else ", ".join(f"{each:.3g}" for each in predicted)
+        said = answer(row["prediction"], classes.get(row["version"], ()))
         label = str(row["label"]) if row["label_status"] == "known" else row["label_status"]
         asked = str(jsonable(row["asked"]))[:19].replace("T", " ")
-        keys = [str(jsonable(row[name])) for name in key]
-        table.add_row(asked, *keys, said, label, f"v{row['version']}", row["route"], row["id"])
+        keys = [str(jsonable(row[column_of(name)])) for name in key]
+        table.add_row(asked, *keys, said, label, f"v{row['version']}", row["route"], row["id"][:12])
     out.print(table)
     if found.height > _SHOWN:
         out.print(f"The newest {_SHOWN} of {found.height:,}; all of them with --output or --json.", style="dim")

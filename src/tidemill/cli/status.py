@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.text import Text
 
 from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
@@ -163,13 +164,17 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
     out.print(f"[bold]{found['system']}[/]   newest tick {_minute(found['tick'])}   {place}")
     table = grid("table", "rows", "newest", "age", "quarantined", "", right=(1, 4))
     for each in found["tables"]:
-        state = Text(f"stands still: {each['halted']}", style="red") if each["halted"] else Text("")
+        state = Text("stands still" if each["halted"] else "", style="red")
         bad = Text(f"{each['quarantined']:,}", style="yellow" if each["quarantined"] else "dim")
         quiet = "" if each["rows"] else "dim"
         table.add_row(
             Text(each["name"], style=quiet), f"{each['rows']:,}", _minute(each["newest"]), each["age"] or "", bad, state
         )
     section(out, "Tables", table)
+    for each in found["tables"]:
+        if each["halted"]:
+            why = Text(f"{each['name']} stands still: {each['halted']}", style="red")
+            out.print(Padding(why, (0, 0, 0, 2), expand=False))
     if any(each["cleaned"] for each in found["tables"]):
         section(out, "Cleaning", _cleaning(found["tables"]))
     if found["online"]["views"]:
@@ -190,10 +195,10 @@ def _views(online: dict[str, Any]) -> Any:
     for each in online["views"]:
         lines.add_row(each["name"], each["table"], _minute(each["newest_event"]), _minute(each["newest_known"]))
     lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
-    lines.add_row(Text("online state", style="dim"), Text(f"as of {_minute(online['tick'])}{lag}", style="dim"))
+    below = [Text(f"Online state as of {_minute(online['tick'])}{lag}.", style="dim")]
     if online["rebuilding"] is not None:
-        lines.add_row(Text("rebuild", style="cyan"), Text(rebuild(**online["rebuilding"]), style="cyan"))
-    return lines
+        below.append(Text(f"Rebuilding it: {rebuild(**online['rebuilding'])}.", style="cyan"))
+    return Group(lines, *below)
 
 
 def _cleaning(tables: Iterable[dict[str, Any]]) -> Any:

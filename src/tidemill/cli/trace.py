@@ -19,7 +19,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, section
 from tidemill.cli.rederive import Rederiving
-from tidemill.cli.words import sentence
+from tidemill.cli.words import answer, sentence
 from tidemill.engine.check.fingerprint import recipe_fingerprint
 from tidemill.engine.example import ledger
 from tidemill.engine.example.example import ASKED_AT, LABEL, STATUS, labels
@@ -91,6 +91,7 @@ def collect(project: Project, row: Mapping[str, Any]) -> dict[str, Any]:
         "asked": format_time(asked),
         "t": asked,
         "prediction": json.loads(row["prediction"]),
+        "classes": list(project.classes(version.training)) if version else [],
         "key": json.loads(row["key"]),
         "request": json.loads(row["request"]),
         "features": json.loads(row["features"]),
@@ -145,9 +146,13 @@ def _derived_again(project: Project, row: Mapping[str, Any], *, declared: bool) 
 
 def _show(out: Console, found: dict[str, Any]) -> None:
     key = ", ".join(map(str, found["key"]))
-    out.print(f"[bold]{found['model']}[/] answered [bold]{_value(found['prediction'])}[/] about {key}")
+    said = answer(found["prediction"], found["classes"])
+    out.print(Text.assemble((found["model"], "bold"), " answered ", (said, "bold"), f" about {key}"))
     about = grid("", "")
     about.add_row(_dim("prediction"), found["id"])
+    if found["classes"] and isinstance(found["prediction"], list):
+        each = zip(found["classes"], found["prediction"], strict=True)
+        about.add_row(_dim("probabilities"), ", ".join(f"{name} {share:.4g}" for name, share in each))
     about.add_row(_dim("asked"), f"{found['asked'].replace('T', ' ')} (t; sees what was known before)")
     about.add_row(
         _dim("model"), f"v{found['version']}, by the route {found['route']}, at journal entry {found['journal']}"

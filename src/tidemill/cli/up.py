@@ -21,7 +21,7 @@ from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
 from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
-from tidemill.cli.words import decisions, rebuild, when
+from tidemill.cli.words import decisions, rebuild, refused_rows, when
 from tidemill.engine.check.check import installation
 from tidemill.engine.mill.declaration import declared
 from tidemill.engine.mill.mill import Mill, Turned
@@ -57,7 +57,9 @@ def command(path: Path, once: bool, wait: str) -> None:
     out = console()
     project = projects.open(path)
     if declared(project.system) != _last_declared(project):
-        faults = inspect(project).faults
+        found = inspect(project)
+        faults = found.faults
+        print_faults(out, found.bare, style="yellow")
         if faults:
             out.print(f"[bold red]{count(len(faults), 'fault')}[/] in {project.path.name}; nothing was done.")
             print_faults(out, faults, style="red")
@@ -183,6 +185,8 @@ class _Run:
             refused = entry.kind == "judge" and entry.body["judged"]["verdict"]["outcome"] == "refuse"
             if refused or entry.kind in ("fail", "halt"):
                 self._healthy = False
+            if entry.kind == "commit" and entry.body["quarantined"]:
+                self._say("yellow", f"{when(entry.tick)}  {refused_rows(entry.body)}")
             for style, text in decisions(entry):
                 self._say(style, f"{when(entry.tick)}  {text}")
         if self._serving and any(entry.kind == "alias" for entry in turned.entries):
@@ -280,7 +284,8 @@ class _Endpoint:
             try:
                 said = workspace.root / "log" / "server.txt"
                 server = ServerProcess(self._project.path, port, said, workers=endpoint.workers)
-                server.follow(number)
+                for name, ails in server.follow(number, stopped=self._ended).items():
+                    self._say("red", f"Model {name!r} is not served: {ails}")
                 port = server.port  # a free one stays the same after a restart
                 if not self._ended.is_set():
                     file.write_text(server.url)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.base.clock import SECOND, format_duration, format_time
@@ -36,6 +36,24 @@ def serving(served: Mapping[str, Any] | None) -> str:
 
 def _micros(micros: float) -> str:
     return f"{micros:.1f} µs" if micros < 10 else f"{micros:,.0f} µs"
+
+
+def doubtful(judged: Mapping[str, Any]) -> list[str]:
+    """Return what is doubtful about a version, by the ``warnings`` and ``dropped`` of its judgement."""
+    said = [f"{each['what']} {each['do']}".strip() for each in judged["warnings"]]
+    if judged["dropped"]:
+        said.append(f"Null on every training row, and so left out: {', '.join(judged['dropped'])}.")
+    return said
+
+
+def answer(prediction: float | Sequence[float], classes: Sequence[Any]) -> str:
+    """Return what was answered: a number, or the likeliest of ``classes`` with its probability: ``fine (0.967)``."""
+    if not isinstance(prediction, Sequence):
+        return f"{prediction:.4g}"
+    if len(classes) != len(prediction):
+        return ", ".join(f"{each:.3g}" for each in prediction)
+    best = max(prediction)
+    return f"{classes[list(prediction).index(best)]} ({best:.3g})"
 
 
 def rebuild(table: str, done: int, steps: int, left: float | None) -> str:
@@ -76,6 +94,13 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "watch":
             return _alarms(body)
     return []
+
+
+def refused_rows(commit: Mapping[str, Any]) -> str:
+    """Return how many rows of a commit went to quarantine, and where the reasons are."""
+    number, name = commit["quarantined"], commit["table"]
+    rows = f"{number:,} row{'' if number == 1 else 's'}"
+    return f"{name}: {rows} refused; the reasons are in the table {name}__quarantine"
 
 
 def _alarms(body: Mapping[str, Any]) -> list[tuple[str, str]]:

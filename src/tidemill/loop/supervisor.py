@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,8 @@ class ServerProcess:
         except (ValueError, KeyError, TypeError):
             self.stop()
             said = self._log.read_text(errors="replace").strip().splitlines()
-            raise TidemillError(
-                f"The server did not start: {said[-1] if said else 'it said nothing'}. Its log is {self._log}"
-            ) from None
+            why = said[-1].rstrip(".") if said else "it said nothing"
+            raise TidemillError(f"The server did not start: {why}. Its log is {self._log}.") from None
         return port
 
     @property
@@ -83,13 +83,20 @@ class ServerProcess:
             raise TidemillError(f"{method} {path} was answered {answer.status}: {json.dumps(data)}")
         return data
 
-    def follow(self, number: int, *, timeout: float = 60.0) -> None:
-        """Return once the server has applied journal entry ``number``; TidemillError after ``timeout`` seconds."""
+    def follow(self, number: int, *, timeout: float = 60.0, stopped: threading.Event | None = None) -> dict[str, str]:
+        """Return once the server has applied journal entry ``number``, ails, or ``stopped`` is set.
+
+        Returns what ails it, by model; the others are served. Raises TidemillError after ``timeout`` seconds.
+        """
         deadline = time.monotonic() + timeout
-        while self.call("GET", "/v1/health")["journal"] < number:
+        while (health := self.call("GET", "/v1/health"))["journal"] < number:
+            troubles: dict[str, str] = health["troubles"]
+            if troubles or (stopped is not None and stopped.is_set()):
+                return troubles
             if time.monotonic() > deadline:
                 raise TidemillError(f"The server at {self.url} has not followed journal entry {number}.")
             time.sleep(0.005)
+        return {}
 
     def stop(self) -> None:
         """Let it finish what it has begun, and end it. Idempotent."""

@@ -50,6 +50,6 @@ def bind_all(host: str, port: int, count: int) -> list[socket.socket]:
             one.close()
         raise TidemillError(
             f"Port {port} of {address} cannot be had: {error.strerror}. "
-            "Choose another with --port, or 0 for a free one."
+            "Declare another, as tm.Endpoint(port=…), or 0 for a free one."
         ) from error
     return made

@@ -45,7 +45,7 @@ def serving(project: Served) -> Serving:
         workspace.journal,
         workspace.online,
         lookup=Lookup,
-        load=project.load_predictor,
+        load=project.load_declared,
         schema=project.request_schema,
         log=lambda table: workspace.log(table if table in RESERVED_TABLES else f"push-{table}").writer(),
         example=project.request_example,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,12 @@ except SystemExit as end:
     assert not end.code
 print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules))
 """
+
+
+def test_one_fault_is_not_many(tmp_path: Path) -> None:
+    (tmp_path / "system.py").write_text("import not_there\n")
+    done = CliRunner().invoke(main, ["status", "--project", str(tmp_path)])
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (2, "1 fault")
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tidemill.base.errors import Fault, WorkspaceError
-from tidemill.cli.layout import count, endpoint_file, open_running, print_faults, probe
+from tidemill.cli.layout import count, endpoint_file, grid, open_running, print_faults, probe
 from tidemill.workspace import Workspace
 
 
@@ -23,6 +23,14 @@ def test_faults_stand_in_blocks() -> None:
         Console(file=out, width=60), [Fault("source 'a'", "has no column 'x'.", "Did you mean 'y'?")], style="red"
     )
     assert out.getvalue() == "\nsource 'a'\n  has no column 'x'.\n  Did you mean 'y'?\n"
+
+
+def test_what_looks_like_markup_is_shown_as_it_is() -> None:
+    out = io.StringIO()
+    table = grid("key", "said")
+    table.add_row("[/x]", "[red]a")
+    Console(file=out, width=60).print(table)
+    assert out.getvalue().splitlines()[1].split() == ["[/x]", "[red]a"]
 
 
 def test_a_project_without_a_workspace_says_how_to_start(tmp_path: Path) -> None:

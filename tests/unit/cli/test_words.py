@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from tidemill.cli.words import decisions, figure, rebuild, sentence, serving, when
+from tidemill.base.clock import DAY, HOUR, SECOND
+from tidemill.cli.backtest import long
+from tidemill.cli.words import answer, decisions, doubtful, figure, rebuild, refused_rows, sentence, serving, when
 from tidemill.ports.journal import Entry
 
 
@@ -24,9 +26,28 @@ def test_how_a_version_is_served_is_said_with_its_cost_and_why() -> None:
     assert "not known" in serving(None)
 
 
+def test_an_answer_is_a_number_or_the_likeliest_class() -> None:
+    assert answer(31.62345, ()) == "31.62"
+    assert answer([0.1, 0.75, 0.15], ["a", "b", "c"]) == "b (0.75)"
+    assert answer([0.1, 0.75, 0.15], ()) == "0.1, 0.75, 0.15"  # by a version whose training is not known
+
+
+def test_what_is_doubtful_is_said() -> None:
+    warned = [{"kind": "few_rows", "where": "m", "what": "has 30 rows.", "do": "Wait for more."}]
+    assert doubtful({"warnings": warned, "dropped": ["a", "b"]}) == [
+        "has 30 rows. Wait for more.", "Null on every training row, and so left out: a, b.",
+    ]  # fmt: skip
+    assert doubtful({"warnings": [], "dropped": []}) == []
+
+
 def test_how_far_a_rebuild_is_is_said_with_the_time_left() -> None:
     assert rebuild("arrivals", 0, 9, None) == "reading arrivals: 0 of 9 steps done"
     assert rebuild("arrivals", 3, 9, 72.4) == "reading arrivals: 3 of 9 steps done, about 1m12s left"
+
+
+def test_a_rehearsal_of_many_ticks_says_how_to_shorten_it() -> None:
+    assert long(0, 30 * DAY, HOUR) == ""
+    assert long(0, 30 * DAY, SECOND).startswith("There are 2,592,000 ticks of 1s for each policy.")
 
 
 def test_times_are_shown_to_the_minute() -> None:
@@ -37,6 +58,7 @@ def test_a_commit_takes_note_and_decides_nothing() -> None:
     entry = Entry(1, 0, "commit", {"table": "orders", "rows": 1200, "quarantined": 3})
     assert decisions(entry) == []
     assert sentence(entry) == "orders: 1,200 rows, 3 quarantined"
+    assert refused_rows(entry.body) == "orders: 3 rows refused; the reasons are in the table orders__quarantine"
 
 
 def test_a_promotion_names_what_it_replaces() -> None:

@@ -20,7 +20,7 @@ from tidemill.engine.check.model import Categories, model_faults
 from tidemill.engine.check.table import bad_name, derived_schema, table_faults
 from tidemill.kernels.compiled import missing
 from tidemill.spec.feature import OnDemand, View
-from tidemill.spec.source import Files, Source, Table
+from tidemill.spec.source import Files, Rows, Source, Table
 from tidemill.spec.system import Endpoint, Every, OnDrift, OnDrop, System
 
 
@@ -93,6 +93,16 @@ def warnings(system: System) -> tuple[Fault, ...]:
         )
         for table in system.tables
         if isinstance(table, Source) and isinstance(table.reader, Files) and table.static and known_at(table) is None
+    ]
+    found += [
+        Fault(
+            title(source),
+            "brings rows of a function: each is known from the tick on that takes it in, so that no question of the "
+            "past sees it.",
+            "Bring its history as files (tm.files), which keep their declared known-at.",
+        )
+        for source in system.sources
+        if isinstance(source.reader, Rows)
     ]
     for model in system.models:
         same = [column for column in model.plain if column in model.label.value.columns]

@@ -15,6 +15,13 @@ from tidemill.spec.model import Model
 #: What became of a prediction, in the words of the column ``label_status``.
 STATUSES: Mapping[str, str] = {"ok": "known", "immature": "immature", "none": "none", "null": "null"}
 
+_OWN = ("id", "asked", "version", "route", "known_at", "prediction", "label", "label_status")
+
+
+def column_of(name: str) -> str:
+    """Return what the request's column ``name`` is called beside those of the log: ``request__id`` for ``id``."""
+    return f"request__{name}" if name in _OWN else name
+
 
 def answered(
     model: Model,
@@ -26,11 +33,12 @@ def answered(
 ) -> pl.DataFrame:
     """Return one row for each of ``logged`` (rows of the ledger for ``model``), in their order.
 
-    Columns: ``id``, ``asked``, ``version``, ``route``, ``known_at`` (when it was drained), the request's columns, the
-    features by their names (where a feature is a column of the request, once), ``prediction`` (a number; for more than
-    two classes a list of probabilities), ``label`` and ``label_status`` ("known", "immature", "none": no label came in
-    time, "null": it has no value). ``types``: of the examples' table. ``label_rows``: all rows of the label's table,
-    None when there are none yet. ``now``: microseconds. ``feedback`` as ``example.labels`` takes it.
+    Columns: ``id``, ``asked``, ``version``, ``route``, ``known_at`` (when it was drained), the request's columns (by
+    ``column_of``), the features by their names (where a feature is a column of the request, once), ``prediction`` (a
+    number; for more than two classes a list of probabilities), ``label`` and ``label_status`` ("known", "immature",
+    "none": no label came in time, "null": it has no value). ``types``: of the examples' table. ``label_rows``: all rows
+    of the label's table, None when there are none yet. ``now``: microseconds. ``feedback`` as ``example.labels`` takes
+    it.
     """
     requests = request_frame(logged["request"], {name: types[name] for name in model.request_columns})
     rows = [msgspec.json.decode(text) for text in logged["features"]]
@@ -51,7 +59,5 @@ def answered(
         truth = found.select(
             pl.col(LABEL).alias("label"), pl.col(STATUS).cast(pl.String).replace(STATUSES).alias("label_status")
         )
-    return pl.concat(
-        [head, requests, features, pl.DataFrame({"prediction": pl.Series(predicted, dtype=kind)}), truth],
-        how="horizontal",
-    )
+    given = pl.DataFrame({"prediction": pl.Series(predicted, dtype=kind)})
+    return pl.concat([head, requests.rename(column_of), features, given, truth], how="horizontal")

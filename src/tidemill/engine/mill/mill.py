@@ -23,7 +23,8 @@ from tidemill.engine.example import ledger
 from tidemill.engine.feature.freshness import Rebuilding
 from tidemill.engine.feature.online import OnlineState
 from tidemill.engine.mill.decider import Decider, foreseen
-from tidemill.engine.mill.declaration import declared, recipe_changes, refuse_lost_features, refuse_new_meaning
+from tidemill.engine.mill.declaration import declared, recipe_changes
+from tidemill.engine.mill.refuse import refusals
 from tidemill.engine.mill.trainings import Trainings
 from tidemill.engine.monitor.canary import Trial
 from tidemill.engine.monitor.watch import Watch
@@ -109,8 +110,8 @@ class Mill:
         ]
         parts = declared(self.system)
         if parts != self.state.declared:
-            refuse_new_meaning(self.state, parts)
-            refuse_lost_features(self.system, self.state, self.ports.journal)
+            if reasons := tuple(refusals(self.system, self.state, self.ports.journal.step)):
+                raise WorkspaceError("\n".join(reasons))
             tick = max([*self.ports.journal.ticks(), *(draft.tick for draft in drafts)], default=0)
             drafts.append(
                 Draft(tick, "declare", {"declared": parts, "changes": recipe_changes(self.state.declared, parts)})

@@ -99,12 +99,12 @@ def route(
             taken = ", ".join(_RESERVED)
             raise TidemillError(f"{arm.name!r} cannot be the name of an arm: letters, digits and _, and not {taken}.")
         if not 0 < arm.share <= 1:
-            raise TidemillError(f"the share of {arm.name} is {arm.share}; it lies above 0 and is at most 1.")
+            raise TidemillError(f"The share of {arm.name} is {arm.share}; it must lie above 0 and be at most 1.")
     if len({arm.name for arm in given}) < len(given):
-        raise TidemillError("two arms have the same name; their answers could not be told apart.")
+        raise TidemillError("Two arms have the same name; their answers could not be told apart.")
     if sum(arm.share for arm in given) > 1 + 1e-9:
         total = sum(arm.share for arm in given)
-        raise TidemillError(f"the shares add up to {total:.4g}; together they are at most 1.")
+        raise TidemillError(f"The shares add up to {total:.4g}; together they must be at most 1.")
     id = fingerprint(model, [[arm.name, arm.version] for arm in given])[:16] if given else ""
     return Route(id, given, mirrored, paired and bool(given), until)
 

@@ -212,7 +212,7 @@ def _fit(model: Model, encoding: Encoding, frame: pl.DataFrame, truth: Floats, t
         except Exception as error:
             raise TrainingError(
                 f"model {model.name!r}: {type(estimator).__name__}.fit failed on {frame.height:,} rows and "
-                f"{len(encoding.columns)} columns: {error}"
+                f"{len(encoding.columns)} columns (a Polars frame of Float64 and Enum): {error}"
             ) from error
 
 

@@ -566,6 +566,13 @@ def test_static_files_without_known_at_warn_and_are_no_fault() -> None:
     assert warnings(system(model(features=views(plane=pushed)))) == ()
 
 
+def test_rows_of_a_function_warn_that_the_past_does_not_see_them() -> None:
+    called = tm.Source("planes", tm.rows(lambda taken: []), key="tailnum")
+    (warning,) = warnings(system(model(features=views(plane=called))))
+    assert (warning.where, "no question of the past sees it" in warning.what) == ("source 'planes'", True)
+    assert "tm.files" in warning.do
+
+
 def test_a_feature_named_like_the_labels_column_warns() -> None:
     found = warnings(system(model(features=["arr_delay"])))
     assert [fault.where for fault in found] == ["model 'late'"]

@@ -72,7 +72,7 @@ def test_the_whole_line_can_be_given_away() -> None:
         ([Arm("a b", 2, 0.1)], "cannot be the name"),
         ([Arm("shadow", 2, 0.1)], "cannot be the name"),
         ([Arm("a", 2, 0.1), Arm("a", 3, 0.1)], "same name"),
-        ([Arm("a", 2, 0.0)], "lies above 0"),
+        ([Arm("a", 2, 0.0)], "must lie above 0"),
         ([Arm("a", 2, 1.5)], "at most 1"),
     ],
 )

@@ -1,0 +1,65 @@
+"""What a changed file must not do to what a workspace holds: give stored rows another meaning, or rob a champion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tidemill.engine.check.change import changes
+from tidemill.engine.check.fingerprint import describe, origins
+from tidemill.engine.predict.state import State
+from tidemill.spec.model import Model
+from tidemill.spec.system import System
+
+#: The result of a training by its id, None when it is not recorded.
+Step = Callable[[str], Mapping[str, Any] | None]
+
+_FREE = ("reader", "checks")  # these decide which rows come, not what the rows that came mean
+
+
+def refusals(system: System, state: State, step: Step) -> Iterator[str]:
+    """Yield why ``system`` cannot take over the workspace of ``state``: what, and what to do instead."""
+    yield from _new_meanings(system, state)
+    yield from _robbed(system, state, step)
+
+
+def _new_meanings(system: System, state: State) -> Iterator[str]:
+    before = state.declared.get("tables", {})
+    for source in system.sources:
+        old = before.get(source.name)
+        if old is None or old["kind"] != "source" or source.name not in state.rows:
+            continue
+        why = changes(_meaning(old), _meaning(describe(source)))
+        if why:
+            yield (
+                f"source {source.name!r}: its {state.rows[source.name]:,} rows were taken in under another declaration "
+                f"({'; '.join(why)}). Give the source a new name, or start with a new workspace folder."
+            )
+
+
+def _meaning(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in parts.items() if key not in _FREE}
+
+
+def _robbed(system: System, state: State, step: Step) -> Iterator[str]:
+    """Yield which champions, which answer until another is promoted, would get other inputs."""
+    for model in system.models:
+        known = state.model(model.name)
+        made = step(known.resolve("champion").training) if "champion" in known.aliases else None
+        if made is not None and (gone := lost(model, made)):
+            yield (
+                f"model {model.name!r}: its champion v{known.aliases['champion']} needs {changed(gone)}. Add a changed "
+                "view under a new name beside the old one; to drop one, declare a new model beside this one."
+            )
+
+
+def lost(model: Model, made: Mapping[str, Any]) -> list[str]:
+    """Return the inputs of the estimator that a training ``made`` which ``model`` no longer declares as they were."""
+    now = origins(model)
+    then = made.get("origins", now)  # not kept: nothing can be told
+    return [name for name in made["encoding"]["columns"] if now.get(name) != then.get(name)]
+
+
+def changed(names: list[str]) -> str:
+    """Return in words that the features ``names`` have changed."""
+    return f"{', '.join(names)}, which {'are' if len(names) > 1 else 'is'} no longer declared as when it was trained"
