@@ -20,7 +20,7 @@ import pyarrow as pa
 from tidemill import __version__
 from tidemill.adapters import adapter, bulk_files
 from tidemill.adapters.work_folder import resumable
-from tidemill.base.clock import parse_time, to_datetime
+from tidemill.base.clock import format_time, parse_time, to_datetime
 from tidemill.base.errors import NotFoundError, RequestError
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, NAME, SEQ, SYSTEM_COLUMNS, TICK, TOMBSTONE
@@ -67,8 +67,9 @@ def predict(
 ) -> Predicted:
     """Predict with ``model`` (``"late@champion"``) for many rows, and put down what comes of it.
 
-    The rows are those of ``inputs`` (paths, folders or globs of Parquet, CSV or NDJSON), or of ``table`` of the lake as
-    a question at ``as_of`` (None: now) sees it. Features are looked up as of ``as_of`` as by ``FittedModel.predict``.
+    The rows are those of ``inputs`` (paths, folders or globs of Parquet, CSV or NDJSON; ``output`` is none of them), or
+    of ``table`` of the lake as a question at ``as_of`` (None: now; not later) sees it. Features are looked up as of
+    ``as_of`` as by ``FittedModel.predict``.
 
     ``output`` is a ``.parquet`` or ``.csv`` file, ``into`` a table of the lake, in which each run makes a new version.
     Columns: ``keep`` (None: the key), ``asked_at``, and ``prediction``, or for more than two classes one
@@ -83,7 +84,7 @@ def predict(
         raise RequestError("Name input files or a table, and an output file or a table for the predictions.")
     if output is not None:
         bulk_files.check_output(Path(output), overwrite=overwrite)
-    run = _Run.of(project, model, _Input([str(each) for each in inputs], table), as_of, keep)
+    run = _Run.of(project, model, _Input(_files(inputs, output), table), as_of, keep)
     if into is not None:
         _check_table(project, into, run.keep)
     with resumable(run.folder) as folder:
@@ -94,6 +95,15 @@ def predict(
         assert into is not None
         version = _commit(project, into, run, scratch, chunks)
     return Predicted(run.name, rows, f"table {into}, version {version}")
+
+
+def _files(inputs: Sequence[str | Path], output: str | Path | None) -> list[str]:
+    """Return the files that ``inputs`` name, but for ``output``: an earlier one may lie in the same folder."""
+    paths = bulk_files.BulkFiles([str(each) for each in inputs]).paths
+    others = [str(path) for path in paths if output is None or path.resolve() != Path(output).resolve()]
+    if paths and not others:
+        raise RequestError(f"{output} would be written over the rows to predict for. Name another output.")
+    return others
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,8 @@ class _Run:
         model = project.declared_model(name)
         version = project.state().model(name).resolve(which or "champion")
         moment = parse_time(as_of) if isinstance(as_of, str) else as_of
+        if moment is not None and moment > (now := project.now()):
+            raise RequestError(f"{format_time(moment)} lies ahead: nobody knows yet. It is {format_time(now)}.")
         if given.table is not None:
             project.declared_table(given.table)
             what: Any = given.table

@@ -255,7 +255,9 @@ def test_wrong_inputs_are_named(shop: Path, project: Project, tmp_path: Path) ->
     write(good.with_columns(size=sizes), tmp_path / "value.parquet")
     write(good.with_columns(size=sizes), tmp_path / "value.csv")
     write(good, tmp_path / "good.parquet")
+    write(good.with_columns(order=pl.when(pl.col("order") != "o3").then("order")), tmp_path / "key.parquet")
     cases = {
+        "key.parquet": "key.parquet, row 4: the key 'order' is null",
         "column.parquet": "has no column 'size' .*asks for order, shop, size.*Did you mean 'sise'",
         "value.parquet": "value.parquet, row 14: 'size': 'many' is not a whole number",
         "value.csv": "value.csv, row 14: 'size': 'many' is not a whole number",
@@ -280,6 +282,18 @@ def test_wrong_inputs_are_named(shop: Path, project: Project, tmp_path: Path) ->
     assert pl.read_parquet(out).height == 20
     assert "ends in .parquet or .csv" in run(shop, "amount", tmp_path / "good.parquet", "-o", "x.txt", code=2).output
     assert "Name the files" in run(shop, "amount", code=2).output
+    assert "not both" in run(shop, "amount", tmp_path / "good.parquet", "--table", "orders", code=2).output
+    with pytest.raises(RequestError, match="2124-03-01T00:00:00Z lies ahead"):
+        batch.predict(project, "amount", [tmp_path / "good.parquet"], output=out, as_of="2124-03-01", overwrite=True)
+
+
+def test_an_earlier_output_is_no_input(project: Project, tmp_path: Path) -> None:
+    write(orders(20), tmp_path / "a.parquet")
+    for _ in range(2):
+        made = batch.predict(project, "amount", [tmp_path], output=tmp_path / "out.parquet", overwrite=True)
+        assert made.rows == 20
+    with pytest.raises(RequestError, match="written over the rows"):
+        batch.predict(project, "amount", [tmp_path / "a.parquet"], output=tmp_path / "a.parquet", overwrite=True)
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         got = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
         assert got.rows() == [("a", 0.1), ("b", 1 / 3), ("b", 1 / 3)]
         before = path.read_bytes()
-        other = pa.table({"key": ["c"], "prediction": [[1.0]]})
+        other = pa.table({"key": ["c"], "prediction": [b"x"]})
         with pytest.raises(SourceError, match="do not fit together"):
             write(path, [rows, other])
         assert path.read_bytes() == before
@@ -94,3 +94,22 @@ def test_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
     with pytest.raises(NotFoundError, match="no folder"):
         check_output(tmp_path / "none" / "out.csv", overwrite=False)
+
+
+def test_text_has_times_as_iso_8601_in_utc(tmp_path: Path) -> None:
+    moment = pl.Series([1_700_000_000_000_000, 1_700_000_000_000_001, None]).cast(pl.Datetime("us"))
+    times = {
+        "utc": moment.dt.replace_time_zone("UTC"),
+        "there": moment.dt.replace_time_zone("UTC").dt.convert_time_zone("America/New_York"),
+        "bare": moment,
+    }
+    rows = pl.DataFrame({"key": ["a,b", "c", None], **times}).to_arrow()
+    write(tmp_path / "out.csv", [rows, rows[:1]])
+    first, second = "2023-11-14T22:13:20Z", "2023-11-14T22:13:20.000001Z"
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "key,utc,there,bare", f'"a,b",{first},{first},{first}', f"c,{second},{second},{second}", ",,,",
+        f'"a,b",{first},{first},{first}',
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match="'tags' holds lists or structures"):
+        write(tmp_path / "tags.csv", [pa.table({"tags": [[1.0]]})])
+    assert not (tmp_path / "tags.csv").exists()

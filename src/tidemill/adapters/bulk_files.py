@@ -15,7 +15,6 @@ from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from tidemill.adapters import file_reader
@@ -166,8 +165,12 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 def write(path: Path, tables: Sequence[pa.Table]) -> None:
     """Write ``tables`` (one at least) into one file: it is there whole or not at all.
 
-    Raises SourceError when a column has types in them that have nothing in common.
+    Raises SourceError when a column has types in them that have nothing in common, or that the format cannot hold.
     """
+    if path.suffix == ".csv" and (
+        nested := [field.name for field in tables[0].schema if pa.types.is_nested(field.type)]
+    ):
+        raise SourceError(f"{path}: {nested[0]!r} holds lists or structures, which CSV cannot. Write Parquet.")
     try:
         schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
     except pa.ArrowException as error:
@@ -186,18 +189,26 @@ def write(path: Path, tables: Sequence[pa.Table]) -> None:
 
 
 def _write(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema, suffix: str) -> None:
-    if suffix == ".parquet":
-        # A dictionary of keys or predictions, hardly two of which are the same, costs time and saves nothing. Keys and
-        # times mostly follow each other: their differences are a third smaller, and sooner written.
-        stepping = [field.name for field in schema if _steps(field.type)]
-        repeated = [field.name for field in schema if not (_steps(field.type) or pa.types.is_floating(field.type))]
-        encoding = dict.fromkeys(stepping, "DELTA_BINARY_PACKED")
-        made = pa.parquet.ParquetWriter(file, schema, use_dictionary=repeated, column_encoding=encoding)
-    else:
-        made = pa.csv.CSVWriter(file, schema)
-    with made as writer:
+    if suffix == ".csv":
+        for place, table in enumerate(tables):
+            frame = pl.DataFrame(table)
+            frame = frame.with_columns(_utc(each) for each in frame if isinstance(each.dtype, pl.Datetime))
+            frame.write_csv(file, include_header=place == 0, datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
+        return
+    # A dictionary of keys or predictions, hardly two of which are the same, costs time and saves nothing. Keys and
+    # times mostly follow each other: their differences are a third smaller, and sooner written.
+    stepping = [field.name for field in schema if _steps(field.type)]
+    repeated = [field.name for field in schema if not (_steps(field.type) or pa.types.is_floating(field.type))]
+    encoding = dict.fromkeys(stepping, "DELTA_BINARY_PACKED")
+    with pa.parquet.ParquetWriter(file, schema, use_dictionary=repeated, column_encoding=encoding) as writer:
         for table in tables:
             writer.write_table(table)
+
+
+def _utc(column: pl.Series) -> pl.Series:
+    """Return times in UTC, which those without an offset are in."""
+    zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
+    return column.dt.convert_time_zone("UTC") if zone else column.dt.replace_time_zone("UTC")
 
 
 def _steps(dtype: pa.DataType) -> bool:

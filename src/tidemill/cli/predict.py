@@ -52,7 +52,9 @@ def command(
     then, and the predictor is the one that serves. Without --output or --into, predictions go to MODEL.parquet here.
     Interrupted, the same command goes on where it was.
     """
-    if bool(inputs) == (table is not None):
+    if inputs and table is not None:
+        raise TidemillError("Predict for files or for a table (--table), not both.")
+    if not inputs and table is None:
         raise TidemillError("Name the files to predict for, or a table with --table. See: tidemill predict --help")
     if output is not None and into is not None:
         raise TidemillError("Write to a file (--output) or into a table (--into), not both.")

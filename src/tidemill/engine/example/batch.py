@@ -110,6 +110,12 @@ class Asking:
         if faults.null_count() < frame.height:
             row = int(faults.is_not_null().arg_true()[0])
             raise RequestError(f"{where}, row {first + row}: {faults[row]}. Mend it, or leave the row out.")
+        for name in self.model.examples.key:
+            if fitted[name].null_count():
+                row = int(fitted[name].is_null().arg_true()[0])
+                raise RequestError(
+                    f"{where}, row {first + row}: the key {name!r} is null. Leave the row out.", field=name
+                )
         fitted = fitted.with_columns(frame[name] for name in self.keep if name not in types)
         return fitted, moments(self.model, fitted, self.as_of, self.now)
 
