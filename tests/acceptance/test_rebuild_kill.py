@@ -120,7 +120,7 @@ def nothing_is_left_of_a_draft(store: LmdbOnline) -> bool:
 
 @pytest.mark.parametrize(
     ("where", "times"),
-    [("tell", 1), ("tell", 14), ("tell", 30), ("write", 1), ("written", 1), ("written", 9), ("publish", 1)],
+    [("tell", 1), ("tell", 14), ("tell", 50), ("write", 1), ("written", 1), ("written", 9), ("publish", 1)],
 )
 def test_a_killed_rebuild_is_not_taken_for_a_whole_one(tmp_path: Path, where: str, times: int) -> None:
     assert killed(tmp_path, 1, where, times) == -signal.SIGKILL

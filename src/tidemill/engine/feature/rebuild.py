@@ -4,9 +4,12 @@ How a version is written depends on others: when it ends, on those of its key; i
 group. So rows are dealt out twice, by a hash, and lie in scratch meanwhile:
 
 - **split**: the table is read once, a slice of its rows at a time, and each slice dealt by key;
-- **spread**: a part of that has all versions of its keys. Their records are written, and what can still matter of the
+- **spread**: a part of that has all versions of its keys. Their records are made, and what can still matter of the
   versions, which know their ends now, is dealt by group, for each view;
-- a part of that has all that matters of its groups, which are packed and written.
+- **groups**: a part of that has all that matters of its groups, which are packed.
+
+What is made of a part, records of keys and groups, is dealt once more, by its place in the store, and written in that
+order.
 
 There are as many parts as slices, so that a part is about as large as a slice, and one at a time is in memory. Only
 what belongs together stays together: a key or a group that is larger than a slice is in memory whole.
@@ -14,9 +17,11 @@ what belongs together stays together: a key or a group that is larger than a sli
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import msgspec
 import polars as pl
@@ -43,6 +48,7 @@ Read = Callable[[str, Sequence[str], int, int], pl.DataFrame]
 _GROUP = ".group"  # beside the values, whose names have no dot
 _TIMES = ("time", "known", "seq", "start", "end")
 _SEED = 3
+_CHANGE = {"space": pl.String, "key": pl.Binary, "value": pl.Binary}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Making:
     @property
     def steps(self) -> int:
         """How many steps ``changes`` takes."""
-        return len(self.slices) * (2 + len(self.views))
+        return len(self.slices) * (3 + 2 * len(self.views))
 
     def changes(self, read: Read, scratch: Scratch, t: int, tell: Callable[[str], None]) -> Iterator[Change]:
         """Yield what makes an empty store hold the key records and views at ``t``; ``tell`` hears of each step first.
@@ -80,14 +86,13 @@ class Making:
             came = self._split(scratch, number, rows)
             fresh = came if fresh is None else tuple(map(later, fresh, came))
             del rows  # or it would stay until the end
-        for part in range(len(self.slices)):
-            tell(self.table.name)
-            yield from self._keys(scratch, part, t)
+        parts = range(len(self.slices))
+        keys = (self._keys(scratch, part, t) for part in parts)
+        yield from self._sorted(scratch, f"keys-{self.table.name}", keys, tell)
         for view in self.views if fresh else ():
+            groups = (_groups(view, self._gathered(scratch, f"spread-{view.name}", part), t) for part in parts)
+            yield from self._sorted(scratch, f"groups-{view.name}", groups, tell)
             yield Change(FRESH, view.name.encode(), msgspec.msgpack.encode(fresh))
-            for part in range(len(self.slices)):
-                tell(self.table.name)
-                yield from _groups(view, self._gathered(scratch, f"spread-{view.name}", part), t)
 
     def _split(self, scratch: Scratch, number: int, rows: pl.DataFrame) -> tuple[int | None, ...]:
         """Split the slice ``number`` by key; return its newest event time and known-at."""
@@ -108,6 +113,29 @@ class Making:
             parts = len(self.slices)
             groups = (frame.select(_GROUP).hash_rows(_SEED) % parts).cast(pl.Int64).to_numpy()
             scratch.put(f"spread-{view.name}-{part}", deal(frame, groups, parts))
+
+    def _sorted(
+        self, scratch: Scratch, name: str, parts: Iterable[Iterable[Change]], tell: Callable[[str], None]
+    ) -> Iterator[Change]:
+        """Yield the changes of all ``parts`` in order of space and key; they are dealt by that through ``name``.
+
+        A store that is a tree of pages then fills them one after the other. In any other order nearly every change
+        would rewrite a page.
+        """
+        fences: list[tuple[str, bytes]] = []
+        for number, part in enumerate(parts):
+            tell(self.table.name)
+            rows = sorted((change.space, change.key, change.value) for change in part)
+            if not fences and rows:  # the parts were dealt by a hash, so that one is a fair sample of all
+                fences = [rows[len(rows) * place // len(self.slices)][:2] for place in range(1, len(self.slices))]
+            cuts = [bisect.bisect_left(rows, fence, key=itemgetter(0, 1)) for fence in fences]
+            cuts = [0, *(cuts or [0] * (len(self.slices) - 1)), len(rows)]
+            frame = pl.DataFrame(rows, schema=_CHANGE, orient="row")
+            scratch.put(f"{name}-{number}", [frame[start:stop].to_arrow() for start, stop in itertools.pairwise(cuts)])
+        for number in range(len(self.slices)):
+            tell(self.table.name)
+            for space, key, value in self._gathered(scratch, name, number).sort("space", "key").iter_rows():
+                yield Change(space, key, value)
 
     def _gathered(self, scratch: Scratch, name: str, part: int) -> pl.DataFrame:
         """Return what was dealt to ``part`` from each of the pieces ``name``, in their order."""

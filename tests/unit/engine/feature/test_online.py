@@ -216,7 +216,7 @@ def test_a_back_fill_other_views_and_going_back_need_a_rebuild() -> None:
     other.rebuild(ORIGIN + 2 * HOUR, both, {"arrivals": 2}, 2, MemoryScratch(), seen.append)
     assert other.applied() == Applied(ORIGIN + 2 * HOUR, ORIGIN + 2 * HOUR + 1, {"arrivals": 2}, 2)
     told = [(each.table, each.done, each.steps) for each in seen]
-    assert told == [("arrivals", 0, 3), ("arrivals", 1, 3), ("arrivals", 2, 3), ("", 3, 3)]
+    assert told == [*(("arrivals", step, 5) for step in range(5)), ("", 5, 5)]
     with pytest.raises(WorkspaceError, match="another definition"):
         Lookup(MODEL_OF_CARRIER, store).features(REQUESTS)
 
@@ -322,7 +322,7 @@ def test_it_says_how_fresh_it_is() -> None:
 
     state.rebuild(ORIGIN + 9, reading(everything), {"arrivals": 4, "planes": 1}, 4, MemoryScratch(), look)
     assert [each and (each.table, each.done, each.steps) for each in seen] == [
-        *[("arrivals", step, 6) for step in range(3)], *[("planes", step, 6) for step in range(3, 6)], None,
+        *[("arrivals", step, 10) for step in range(5)], *[("planes", step, 10) for step in range(5, 10)], None,
     ]  # fmt: skip
     assert freshness(store).views == before.views
 
@@ -339,7 +339,7 @@ def test_a_rebuild_that_did_not_end_is_forgotten() -> None:
         state.rebuild(ORIGIN, reading(frames({})), {"arrivals": 1}, 0, MemoryScratch(), stop)
     broken_off = freshness(store).rebuilding
     assert broken_off is not None
-    assert (broken_off.table, broken_off.done, broken_off.steps, broken_off.left) == ("arrivals", 0, 3, None)
+    assert (broken_off.table, broken_off.done, broken_off.steps, broken_off.left) == ("arrivals", 0, 5, None)
     state.apply(ORIGIN + 1, {}, {}, 1)
     assert freshness(store).rebuilding is None
 

@@ -94,7 +94,7 @@ def test_in_partitions_it_is_byte_for_byte_what_all_rows_at_once_make(seed: int,
     OnlineState(VIEWS, store).rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, MemoryScratch(), steps.append)
     assert content(store) == expected
     assert [each.done for each in steps] == list(range(steps[0].steps + 1))
-    assert (steps[0].steps > 3 + 4) == (small < ROWS)  # at one slice a table; it has two views, the other one
+    assert (steps[0].steps > 7 + 5) == (small < ROWS)  # those of two views and of one, in a slice each
     assert all(each.left is not None and each.left >= 0 for each in steps[1:])
     # In place of a state that answers, with groups and keys that are gone.
     other = MemoryOnline()
