@@ -8,8 +8,7 @@ group. So rows are dealt out twice, by a hash, and lie in scratch meanwhile:
   versions, which know their ends now, is dealt by group, for each view;
 - **groups**: a part of that has all that matters of its groups, which are packed.
 
-What is made of a part, records of keys and groups, is dealt once more, by its place in the store, and written in that
-order.
+What is made of the parts, records of keys and groups, is sorted by its place in the store and written in that order.
 
 There are as many parts as slices, so that a part is about as large as a slice, and one at a time is in memory. Only
 what belongs together stays together: a key or a group that is larger than a slice is in memory whole.
@@ -17,11 +16,10 @@ what belongs together stays together: a key or a group that is larger than a sli
 
 from __future__ import annotations
 
-import bisect
+import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import msgspec
 import polars as pl
@@ -117,25 +115,27 @@ class Making:
     def _sorted(
         self, scratch: Scratch, name: str, parts: Iterable[Iterable[Change]], tell: Callable[[str], None]
     ) -> Iterator[Change]:
-        """Yield the changes of all ``parts`` in order of space and key; they are dealt by that through ``name``.
+        """Yield the changes of all ``parts`` in order of space and key: each sorted, and merged from scratch.
 
         A store that is a tree of pages then fills them one after the other. In any other order nearly every change
         would rewrite a page.
         """
-        fences: list[tuple[str, bytes]] = []
+        pieces = range(len(self.slices))
         for number, part in enumerate(parts):
             tell(self.table.name)
-            rows = sorted((change.space, change.key, change.value) for change in part)
-            if not fences and rows:  # the parts were dealt by a hash, so that one is a fair sample of all
-                fences = [rows[len(rows) * place // len(self.slices)][:2] for place in range(1, len(self.slices))]
-            cuts = [bisect.bisect_left(rows, fence, key=itemgetter(0, 1)) for fence in fences]
-            cuts = [0, *(cuts or [0] * (len(self.slices) - 1)), len(rows)]
-            frame = pl.DataFrame(rows, schema=_CHANGE, orient="row")
-            scratch.put(f"{name}-{number}", [frame[start:stop].to_arrow() for start, stop in itertools.pairwise(cuts)])
-        for number in range(len(self.slices)):
-            tell(self.table.name)
-            for space, key, value in self._gathered(scratch, name, number).sort("space", "key").iter_rows():
-                yield Change(space, key, value)
+            rows = pl.DataFrame([(each.space, each.key, each.value) for each in part], schema=_CHANGE, orient="row")
+            rows = rows.sort("space", "key")
+            size = -(-rows.height // len(pieces))
+            scratch.put(f"{name}-{number}", [rows[size * piece :][:size].to_arrow() for piece in pieces])
+
+        def run(number: int) -> Iterator[tuple[str, bytes, bytes]]:
+            for piece in pieces:  # one of each part is in memory, together as much as a part
+                if number == 0:  # as far as this one is come the others, about
+                    tell(self.table.name)
+                yield from frame_of([scratch.get(f"{name}-{number}", piece)]).iter_rows()
+
+        for space, key, value in heapq.merge(*map(run, pieces)):
+            yield Change(space, key, value)
 
     def _gathered(self, scratch: Scratch, name: str, part: int) -> pl.DataFrame:
         """Return what was dealt to ``part`` from each of the pieces ``name``, in their order."""

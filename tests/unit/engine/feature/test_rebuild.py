@@ -22,6 +22,7 @@ from tidemill.engine.feature import rebuild
 from tidemill.engine.feature.freshness import Rebuilding, freshness
 from tidemill.engine.feature.lookup import Lookup
 from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.feature.partition import frame_of
 from tidemill.ports.online import Change
 from tidemill.spec.feature import View
 from tidemill.testing.histories import ORIGIN, TIME, reading
@@ -138,8 +139,7 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.held: list[tuple[weakref.ref[pl.DataFrame], int]] = []
         self.most = self.read = 0
-        gathered = rebuild.Making._gathered
-        monkeypatch.setattr(rebuild.Making, "_gathered", lambda *given: self.count(gathered(*given)))
+        monkeypatch.setattr(rebuild, "frame_of", lambda tables: self.count(frame_of(tables)))
 
     def count(self, frame: pl.DataFrame) -> pl.DataFrame:
         self.held.append((weakref.ref(frame), frame.height))
