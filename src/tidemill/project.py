@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import polars as pl
 
 from tidemill.adapters import adapter
 from tidemill.adapters.system_file import load_system
-from tidemill.adapters.work_folder import resumable, sweep
+from tidemill.adapters.work_folder import passing, resumable, sweep
 from tidemill.base.clock import parse_time
 from tidemill.base.errors import NotFoundError, RequestError, WorkspaceError
 from tidemill.base.hashing import fingerprint
@@ -49,6 +49,7 @@ from tidemill.ports.executor import Executor, Job, Progress
 from tidemill.ports.lake import Fence
 from tidemill.ports.models import Models
 from tidemill.ports.reader import Reader
+from tidemill.ports.scratch import Scratch
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
 from tidemill.spec.source import Files, Push, Source, Table
@@ -298,6 +299,7 @@ class Project(Served):
             executor=_Placed(executor, {"project": str(self.path)}),
             readers=self.readers(),
             logs={name: workspace.log(name) for name in records.RESERVED_TABLES},
+            scratch=self._scratch,
             pushed={
                 source.name: workspace.log(f"push-{source.name}")
                 for source in self.system.sources
@@ -305,6 +307,12 @@ class Project(Served):
             },
         )
         return Mill(self.system, ports, fence)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Scratch]:
+        """Open a scratch in a directory of its own, which is deleted in the end; of a killed process, by ``mill``."""
+        with passing(self.workspace.root / "work", "scratch") as folder:
+            yield adapter("scratch", "files")(folder)
 
     def carry_out(self, order: Order, report: Report) -> dict[str, Any]:
         """Carry out a training and return its result as plain data: the estimator stored, judged, profiled."""

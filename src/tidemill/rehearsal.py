@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,6 +125,7 @@ class Stage:
             executor=adapter("executor", "inline")({"train": run}, threads=TRAINING_THREADS),
             readers=readers,
             logs=self.logs,
+            scratch=lambda: nullcontext(adapter("scratch", "memory")()),
         )
         self.mill = Mill(system, ports, self.fence)
 

@@ -26,6 +26,7 @@ from polars.testing import assert_frame_equal
 
 from tidemill import project as projects
 from tidemill.adapters.memory_online import MemoryOnline
+from tidemill.adapters.memory_scratch import MemoryScratch
 from tidemill.adapters.sql_journal import SqlJournal
 from tidemill.base.clock import DAY, HOUR, format_time, parse_time
 from tidemill.base.hashing import canonical
@@ -418,7 +419,9 @@ def examine(story: Story) -> Outcome:
     assert applied.tick == START + (TICKS - 1) * TICK
     assert dict(applied.next_seq) == dict(state.rows)
     anew = MemoryOnline()
-    OnlineState(project.system.views, anew).rebuild(applied.tick, reading(tables), state.rows, state.number)
+    OnlineState(project.system.views, anew).rebuild(
+        applied.tick, reading(tables), state.rows, state.number, MemoryScratch()
+    )
     asked = tables["visits"].head(40)
     model = project.declared_model("good")
     found, _ = Lookup(model, workspace.online).features(asked)

@@ -5,11 +5,12 @@ import sys
 import threading
 from pathlib import Path
 
+import lmdb
 import pytest
 
 import tidemill.adapters.lmdb_online as lmdb_online
 from tidemill.adapters.lmdb_online import LmdbOnline
-from tidemill.base.errors import TidemillError, WorkspaceError
+from tidemill.base.errors import FencedError, TidemillError, WorkspaceError
 from tidemill.ports.online import Change, Online
 from tidemill.testing.online_suite import OnlineSuite
 
@@ -205,3 +206,49 @@ def test_two_threads_may_write(tmp_path: Path) -> None:
     with online.snapshot() as snapshot:
         assert [len(list(snapshot.items(space))) for space in "ab"] == [30, 30]
     online.close()
+
+
+def test_what_was_replaced_is_room_for_the_next(tmp_path: Path) -> None:
+    online = LmdbOnline(tmp_path, map_size=SMALL)
+    for number in range(8):
+        draft = online.draft()
+        for batch in range(10):
+            draft.write([Change("s", bytes([batch, n]), bytes(2_000)) for n in range(100)])
+        draft.publish(str(number).encode())
+        with online.snapshot() as snapshot:
+            assert (len(list(snapshot.items("s"))), snapshot.mark()) == (1_000, str(number).encode())
+    # 4 MB of pages, beside as many of the one before.
+    assert (tmp_path / "data.mdb").stat().st_size < 13_000_000
+    online.close()
+
+
+def test_a_file_of_the_earlier_layout_is_emptied_but_for_who_has_claimed(tmp_path: Path) -> None:
+    environment = lmdb.open(str(tmp_path), map_size=1 << 20)
+    with environment.begin(write=True) as transaction:
+        for key in (b"mark", b"\0" * 8 + b"key"):
+            transaction.put(key, b"old")
+        transaction.put(b"epoch", b"4")
+    environment.close()
+    online = LmdbOnline(tmp_path)
+    with online.snapshot() as snapshot:
+        assert snapshot.mark() is None
+        assert snapshot._transaction.stat()["entries"] == 3  # two databases and the epoch
+    with pytest.raises(FencedError):
+        online.claim(3)
+    online.claim(4)
+    online.close()
+
+
+def test_a_claim_drops_the_draft_of_a_writer_that_died(tmp_path: Path) -> None:
+    first = LmdbOnline(tmp_path)
+    first.apply([Change("s", b"k", b"shown")], b"m")
+    first.draft().write([Change("s", bytes([n]), bytes(1_000)) for n in range(200)])
+    first.close()
+    second = LmdbOnline(tmp_path)
+    with second.snapshot() as snapshot:
+        assert [snapshot._transaction.stat(each)["entries"] for each in second.databases] == [1, 200]
+    second.claim(1)
+    with second.snapshot() as snapshot:
+        assert [snapshot._transaction.stat(each)["entries"] for each in second.databases] == [1, 0]
+        assert (snapshot.get("s", b"k"), snapshot.mark()) == (b"shown", b"m")
+    second.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.adapters.work_folder import KEEP, REST, fresh, hold, resumable, sweep
+from tidemill.adapters.work_folder import KEEP, REST, fresh, hold, passing, resumable, sweep
 from tidemill.base.clock import DAY, SECOND, SystemClock
 from tidemill.base.errors import RequestError, WorkspaceError
 
@@ -26,6 +26,16 @@ def interrupted(folder: Path, error: BaseException) -> None:
 def _begin(folder: Path, error: BaseException) -> None:
     (folder / "piece").touch()
     raise error
+
+
+def test_what_is_passing_is_held_and_leaves_nothing(tmp_path: Path) -> None:
+    with passing(tmp_path / "work", "scratch") as folder:
+        (folder / "piece").touch()
+        assert sweep(tmp_path / "work") == 0
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), passing(tmp_path / "work", "scratch") as folder:
+        _begin(folder, KeyboardInterrupt())
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_finished_work_leaves_nothing_and_interrupted_work_stays(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Online state in LMDB: one memory-mapped file, read by any number of processes at memory speed.
 
 A batch is one write transaction, synced to disk before ``apply`` returns. A snapshot is a read transaction: it blocks
-nobody and nobody blocks it. LMDB needs the size of its map in advance and allows a change only while this process has
-no transaction open, hence the gate below; other processes notice the change at their next snapshot.
+nobody and nobody blocks it. The pairs lie in one of two databases of the file; a note beside them says in which, and
+holds the mark. The other one is empty, or holds a draft, written in as many transactions as it takes and shown by the
+one that changes the note.
+
+LMDB needs the size of its map in advance and allows a change only while this process has no transaction open, hence the
+gate below; other processes notice the change at their next snapshot.
 """
 
 from __future__ import annotations
@@ -10,17 +14,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 
-from tidemill.adapters.memory_online import check_epoch
+from tidemill.adapters.memory_online import check_epoch, check_keys
 from tidemill.base.errors import TidemillError, WorkspaceError
-from tidemill.ports.online import MAX_KEY, Change, Value
+from tidemill.ports.online import Change, Value
 
-# Shorter than any stored key, so no key of a space equals them.
-_MARK = b"mark"
+_T = TypeVar("_T")
+
+_NAMES = (b"0", b"1")  # of the two databases
+_SHOWN = b"shown"  # the number of the one that is shown, a byte, and the mark; absent from a new file
 _EPOCH = b"epoch"  # the highest that has claimed, in decimal
 _READERS = 1024  # open snapshots in all processes together
 _PATIENCE = 10.0  # seconds that growing waits for this process's snapshots to close
@@ -37,7 +44,9 @@ class LmdbOnline:
     def __init__(self, path: Path, *, map_size: int = 1 << 30) -> None:
         path.mkdir(parents=True, exist_ok=True)
         try:
-            self._env = lmdb.open(str(path), map_size=map_size, max_readers=_READERS, metasync=True, sync=True)
+            self._env = lmdb.open(
+                str(path), map_size=map_size, max_readers=_READERS, max_dbs=len(_NAMES), metasync=True, sync=True
+            )
         except lmdb.Error as error:
             raise WorkspaceError(
                 f"The online state in {path} cannot be opened: {error}. If it is damaged, delete the directory: "
@@ -50,6 +59,25 @@ class LmdbOnline:
         self._growing = False  # while true, none begins
         self._closed = False
         self._env.reader_check()  # forget the snapshots of processes that died
+        transaction = self.begin(write=True)  # handles of one that only reads would not outlive it
+        try:
+            self.databases = self._find(transaction)  # for this module
+            transaction.commit()
+        finally:
+            transaction.abort()
+            self.leave()
+
+    def _find(self, transaction: lmdb.Transaction[Any]) -> list[Any]:
+        """Return the two databases, made when they are not there."""
+        try:
+            return [self._env.open_db(name, txn=transaction, create=False) for name in _NAMES]
+        except lmdb.NotFoundError:
+            # A new file, or one of the time when all pairs lay where the note is now: they answer nobody any more.
+            claimed = transaction.get(_EPOCH)
+            transaction.drop(self._env.open_db(txn=transaction), delete=False)
+            if claimed is not None:
+                transaction.put(_EPOCH, claimed)
+            return [self._env.open_db(name, txn=transaction) for name in _NAMES]
 
     def snapshot(self) -> LmdbSnapshot:
         """Open a consistent view, in a ``with`` statement."""
@@ -57,43 +85,39 @@ class LmdbOnline:
 
     def claim(self, epoch: int) -> None:
         """Take over the writing, on disk when it returns. Raises FencedError when a higher epoch has claimed."""
-        self._write(lambda transaction: transaction.put(_EPOCH, b"%d" % epoch), epoch)
 
-    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
-        """Apply ``changes`` in order and set the mark, all or nothing, on disk when it returns.
+        def take(transaction: lmdb.Transaction[Any]) -> None:
+            transaction.put(_EPOCH, b"%d" % epoch)
+            # The draft of a process that was killed.
+            transaction.drop(self.databases[1 - self.shown(transaction)[0]], delete=False)
+
+        self._write(take, epoch)
+
+    def apply(self, changes: Sequence[Change], mark: bytes | None, *, epoch: int = 0) -> None:
+        """Apply ``changes`` in order and set the mark, if there is one, all or nothing, on disk when it returns.
 
         Raises, having changed nothing, FencedError when a higher epoch has claimed, and TidemillError when a key is
         longer than 500 bytes.
         """
-        pairs = []
-        for change in changes:
-            if len(change.key) > MAX_KEY:
-                raise TidemillError(
-                    f"Online state takes keys of at most {MAX_KEY} bytes; one in {change.space!r} has "
-                    f"{len(change.key)}: {change.key[:40]!r}… Use a shorter key column."
-                )
-            pairs.append((_prefix(change.space) + change.key, change.value))
-        pairs.append((_MARK, mark))
-        # A reader that was killed would keep its pages, and with them the file, growing for ever.
-        self._env.reader_check()
+        self.write(changes, epoch, mark=mark)
 
-        def fill(transaction: lmdb.Transaction[Any]) -> None:
-            for key, value in pairs:
-                if value is None:
-                    transaction.delete(key)
-                else:
-                    transaction.put(key, value)
+    def draft(self, *, epoch: int = 0) -> LmdbDraft:
+        """Begin with other content beside what is there. Raises FencedError when a higher epoch has claimed."""
 
-        self._write(fill, epoch)
+        def begin(transaction: lmdb.Transaction[Any]) -> int:
+            place = 1 - self.shown(transaction)[0]
+            transaction.drop(self.databases[place], delete=False)
+            return place
+
+        return LmdbDraft(self, self._write(begin, epoch), epoch)
 
     def clear(self, *, epoch: int = 0) -> None:
-        """Forget everything, the mark included. Raises FencedError when a higher epoch has claimed."""
+        """Forget everything, mark and draft included. Raises FencedError when a higher epoch has claimed."""
 
         def empty(transaction: lmdb.Transaction[Any]) -> None:
-            claimed = transaction.get(_EPOCH)
-            transaction.drop(self._env.open_db(txn=transaction), delete=False)
-            if claimed is not None:
-                transaction.put(_EPOCH, claimed)
+            for database in self.databases:
+                transaction.drop(database, delete=False)
+            transaction.delete(_SHOWN)
 
         self._write(empty, epoch)
 
@@ -103,7 +127,43 @@ class LmdbOnline:
             self._closed = True
             self._env.close()
 
-    def _write(self, fill: Callable[[lmdb.Transaction[Any]], object], epoch: int) -> None:
+    def write(
+        self, changes: Sequence[Change], epoch: int, *, place: int | None = None, mark: bytes | None = None
+    ) -> None:
+        """Apply ``changes`` to the database ``place``, by default the one that is shown. For this module."""
+        check_keys(changes)
+        # A reader that was killed would keep its pages, and with them the file, growing for ever.
+        self._env.reader_check()
+
+        def fill(transaction: lmdb.Transaction[Any]) -> None:
+            shown, _ = self.shown(transaction)
+            database = self.databases[shown if place is None else place]
+            for change in changes:
+                key = _prefix(change.space) + change.key
+                if change.value is None:
+                    transaction.delete(key, db=database)
+                else:
+                    transaction.put(key, change.value, db=database)
+            if mark is not None:
+                transaction.put(_SHOWN, bytes([shown]) + mark)
+
+        self._write(fill, epoch)
+
+    def show(self, place: int, mark: bytes, epoch: int) -> None:
+        """Have the database ``place`` shown, with ``mark``, and empty the other one. For this module."""
+
+        def turn(transaction: lmdb.Transaction[Any]) -> None:
+            transaction.put(_SHOWN, bytes([place]) + mark)
+            transaction.drop(self.databases[1 - place], delete=False)
+
+        self._write(turn, epoch)
+
+    def shown(self, transaction: lmdb.Transaction[Any]) -> tuple[int, bytes | None]:
+        """Return the number of the database that is shown, and the mark. For this module."""
+        note = transaction.get(_SHOWN)
+        return (0, None) if note is None else (note[0], bytes(note[1:]))
+
+    def _write(self, fill: Callable[[lmdb.Transaction[Any]], _T], epoch: int) -> _T:
         """Run ``fill`` in a write transaction and commit it; when the map is too small, grow it and begin again.
 
         Writers exclude each other from the beginning of the transaction on, so the epoch cannot change until the end.
@@ -112,10 +172,12 @@ class LmdbOnline:
             transaction = self.begin(write=True)
             try:
                 check_epoch(int(transaction.get(_EPOCH, b"0")), epoch)
-                fill(transaction)
-                return transaction.commit()
+                filled = fill(transaction)
+                transaction.commit()
             except lmdb.MapFullError:
                 size = 2 * self._env.info()["map_size"]
+            else:
+                return filled
             finally:
                 transaction.abort()  # a no-op after the commit
                 self.leave()
@@ -174,16 +236,24 @@ class LmdbOnline:
 
 
 class LmdbSnapshot:
-    """One read transaction: begun by ``with``, ended with it. What it reads comes as views of the map."""
+    """One read transaction: begun by ``with``, ended with it. What it reads comes as views of the map.
 
-    __slots__ = ("_get", "_online", "_transaction")
+    ``place``: of the draft, None shows what is shown.
+    """
 
-    def __init__(self, online: LmdbOnline) -> None:
-        self._online = online
+    __slots__ = ("_database", "_get", "_mark", "_online", "_place", "_transaction")
+
+    def __init__(self, online: LmdbOnline, place: int | None = None) -> None:
+        self._online, self._place = online, place
 
     def __enter__(self) -> LmdbSnapshot:
         self._transaction = self._online.begin()
         self._get = self._transaction.get
+        if self._place is None:
+            shown, self._mark = self._online.shown(self._transaction)
+        else:
+            shown, self._mark = self._place, None
+        self._database = self._online.databases[shown]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,19 +262,20 @@ class LmdbSnapshot:
 
     def get(self, space: str, key: bytes) -> bytes | None:
         """Return the value of ``key`` in ``space``, or None."""
-        found = self._get((_prefixes.get(space) or _prefix(space)) + key)
+        found = self._get((_prefixes.get(space) or _prefix(space)) + key, None, self._database)
         return None if found is None else bytes(found)
 
     def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
         """Return the value of each of ``keys`` in ``space``, or None: views, not copied."""
-        return list(map(self._get, map(_prefix(space).__add__, keys)))
+        prefixed = map(_prefix(space).__add__, keys)
+        return list(map(self._get, prefixed, repeat(None), repeat(self._database)))
 
     def items(self, space: str, *, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yield the pairs of ``space`` in order of key, those whose key comes after ``after``."""
         prefix = _prefix(space)
         # The next key after one is that key and a zero byte.
         begin = prefix if after is None else prefix + after + b"\0"
-        with self._transaction.cursor() as cursor:
+        with self._transaction.cursor(self._database) as cursor:
             if cursor.set_range(begin):
                 for key, value in cursor:
                     if key[: len(prefix)] != prefix:
@@ -213,8 +284,26 @@ class LmdbSnapshot:
 
     def mark(self) -> bytes | None:
         """Return the mark that the last batch set, or None when nothing was."""
-        found = self._get(_MARK)
-        return None if found is None else bytes(found)
+        return self._mark
+
+
+class LmdbDraft:
+    """Content in the making, in the database that is not shown."""
+
+    def __init__(self, online: LmdbOnline, place: int, epoch: int) -> None:
+        self._online, self._place, self._epoch = online, place, epoch
+
+    def snapshot(self) -> LmdbSnapshot:
+        """Open a view of what has been written so far."""
+        return LmdbSnapshot(self._online, self._place)
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` in order, all or nothing. Raises as ``LmdbOnline.apply``."""
+        self._online.write(changes, self._epoch, place=self._place)
+
+    def publish(self, mark: bytes) -> None:
+        """Put the draft in the place of all that is there. Raises FencedError when a higher epoch has claimed."""
+        self._online.show(self._place, mark, self._epoch)
 
 
 _prefixes: dict[str, bytes] = {}

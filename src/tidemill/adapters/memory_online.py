@@ -47,6 +47,16 @@ def check_epoch(claimed: int, mine: int) -> None:
         )
 
 
+def check_keys(changes: Sequence[Change]) -> None:
+    """Raise TidemillError when a key is too long for an online state."""
+    for change in changes:
+        if len(change.key) > MAX_KEY:
+            raise TidemillError(
+                f"Online state takes keys of at most {MAX_KEY} bytes; one in {change.space!r} has "
+                f"{len(change.key)}: {change.key[:40]!r}… Use a shorter key column."
+            )
+
+
 class MemoryOnline:
     """Online state in memory; safe to share between threads. A batch copies the spaces it changes."""
 
@@ -66,27 +76,30 @@ class MemoryOnline:
             check_epoch(self._epoch, epoch)
             self._epoch = epoch
 
-    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
-        """Apply ``changes`` in order and set the mark.
+    def apply(self, changes: Sequence[Change], mark: bytes | None, *, epoch: int = 0) -> None:
+        """Apply ``changes`` in order and set the mark, if there is one.
 
         Raises, having changed nothing, FencedError when a higher epoch has claimed and TidemillError on a long key.
         """
-        for change in changes:
-            if len(change.key) > MAX_KEY:
-                raise TidemillError(
-                    f"Online state takes keys of at most {MAX_KEY} bytes; one in {change.space!r} has "
-                    f"{len(change.key)}. Use a shorter key column."
-                )
+        check_keys(changes)
         with self._lock:
             check_epoch(self._epoch, epoch)
             spaces = dict(self._current.spaces)
             changed = {name: dict(spaces.get(name, {})) for name in {change.space for change in changes}}
-            for change in changes:
-                if change.value is None:
-                    changed[change.space].pop(change.key, None)
-                else:
-                    changed[change.space][change.key] = change.value
-            self._current = MemorySnapshot({**spaces, **changed}, mark)
+            _carry_out(changes, changed)
+            self._current = MemorySnapshot({**spaces, **changed}, self._current.applied if mark is None else mark)
+
+    def draft(self, *, epoch: int = 0) -> MemoryDraft:
+        """Begin with other content beside what is there. Raises FencedError when a higher epoch has claimed."""
+        with self._lock:
+            check_epoch(self._epoch, epoch)
+        return MemoryDraft(self, epoch)
+
+    def replace(self, snapshot: MemorySnapshot, epoch: int) -> None:
+        """Put ``snapshot`` in the place of all that is there. For this module."""
+        with self._lock:
+            check_epoch(self._epoch, epoch)
+            self._current = snapshot
 
     def clear(self, *, epoch: int = 0) -> None:
         """Forget everything, the mark included. Raises FencedError when a higher epoch has claimed."""
@@ -96,3 +109,35 @@ class MemoryOnline:
 
     def close(self) -> None:
         """Do nothing: there are no files and no locks."""
+
+
+class MemoryDraft:
+    """Content in the making."""
+
+    def __init__(self, online: MemoryOnline, epoch: int) -> None:
+        self._online, self._epoch = online, epoch
+        self._spaces: dict[str, dict[bytes, bytes]] = {}
+
+    @contextmanager
+    def snapshot(self) -> Iterator[MemorySnapshot]:
+        """Open a view of what has been written so far."""
+        yield MemorySnapshot(self._spaces)
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` in order. Raises TidemillError, having changed nothing, on a long key."""
+        check_keys(changes)
+        for change in changes:
+            self._spaces.setdefault(change.space, {})
+        _carry_out(changes, self._spaces)
+
+    def publish(self, mark: bytes) -> None:
+        """Put the draft in the place of all that is there. Raises FencedError when a higher epoch has claimed."""
+        self._online.replace(MemorySnapshot(self._spaces, mark), self._epoch)
+
+
+def _carry_out(changes: Sequence[Change], spaces: Mapping[str, dict[bytes, bytes]]) -> None:
+    for change in changes:
+        if change.value is None:
+            spaces[change.space].pop(change.key, None)
+        else:
+            spaces[change.space][change.key] = change.value

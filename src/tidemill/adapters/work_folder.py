@@ -76,6 +76,17 @@ def fresh(root: Path, prefix: str) -> tuple[Path, int]:
     return made.rename(root / made.name.removeprefix(".")), handle
 
 
+@contextlib.contextmanager
+def passing(root: Path, prefix: str) -> Iterator[Path]:
+    """Hold a new directory in ``root``, and delete it in the end."""
+    directory, handle = fresh(root, prefix)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+        os.close(handle)
+
+
 def sweep(root: Path) -> int:
     """Delete the leftovers in ``root``; return how many. What a living process holds stays, and what may be of use."""
     swept = 0

@@ -46,6 +46,29 @@ class Change:
     value: bytes | None
 
 
+class Draft(Protocol):
+    """Content in the making, which no snapshot of the store shows. For its one writer."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a view of what has been written so far, to be closed before more is written. It has no mark."""
+        ...
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` in order, all or nothing; no more of them stays in memory than those. Raises as ``apply``.
+
+        Nothing of a draft has to survive the process.
+        """
+        ...
+
+    def publish(self, mark: bytes) -> None:
+        """Put the draft in the place of all that the store holds, and set the mark.
+
+        For every later snapshot of any process, all or nothing, durable when it returns. A snapshot that is open goes
+        on showing what was there. Raises FencedError as ``apply``. The draft is used up.
+        """
+        ...
+
+
 class Online(Protocol):
     """A small key-value store with atomic, durable batches. Keys are at most 500 bytes, spaces are short names."""
 
@@ -56,20 +79,29 @@ class Online(Protocol):
     def claim(self, epoch: int) -> None:
         """Take over the writing: from now on, batches of a lower epoch are refused, those being made included.
 
-        Durable. Raises FencedError when a higher epoch has claimed.
+        Durable. A draft that an earlier writer left behind is forgotten. Raises FencedError when a higher epoch has
+        claimed.
         """
         ...
 
-    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
+    def apply(self, changes: Sequence[Change], mark: bytes | None, *, epoch: int = 0) -> None:
         """Apply ``changes`` in order and set the mark, all or nothing, for every later snapshot of any process.
 
-        ``epoch``: of the writer's lease; 0 for a store that no lease guards. Raises, having changed nothing,
-        FencedError when a higher epoch has claimed, and TidemillError when a key is longer than MAX_KEY.
+        ``mark``: None leaves it as it is. ``epoch``: of the writer's lease; 0 for a store that no lease guards. Raises,
+        having changed nothing, FencedError when a higher epoch has claimed, and TidemillError when a key is longer than
+        MAX_KEY.
+        """
+        ...
+
+    def draft(self, *, epoch: int = 0) -> Draft:
+        """Begin with other content, empty at first, beside what is there. There is one at a time: the newest.
+
+        Raises FencedError as ``apply``.
         """
         ...
 
     def clear(self, *, epoch: int = 0) -> None:
-        """Forget everything, the mark included, but not who has claimed. Raises FencedError as ``apply``."""
+        """Forget everything, mark and draft included, but not who has claimed. Raises FencedError as ``apply``."""
         ...
 
     def close(self) -> None:

@@ -122,6 +122,56 @@ class OnlineSuite:
             assert snapshot.mark() == b"m2"
         online.close()
 
+    def test_a_batch_may_leave_the_mark(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"k", b"1")], None)
+        with online.snapshot() as snapshot:
+            assert (snapshot.get("s", b"k"), snapshot.mark()) == (b"1", None)
+        online.apply([], b"m1")
+        online.apply([Change("s", b"k", b"2")], None)
+        with online.snapshot() as snapshot:
+            assert (snapshot.get("s", b"k"), snapshot.mark()) == (b"2", b"m1")
+        online.close()
+
+    def test_a_draft_shows_when_it_is_published_and_takes_the_place_of_all(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        for number in range(3):  # one after the other, and the first in an empty store
+            mark, other = f"m{number}".encode(), f"m{number + 1}".encode()
+            with online.snapshot() as snapshot:
+                before = {space: list(snapshot.items(space)) for space in "stu"}
+            draft = online.draft()
+            draft.write([Change("s", b"new", mark), Change("t", b"gone", b"x"), Change("s", mark, mark)])
+            draft.write([Change("t", b"gone", None), Change("t", b"never", None), Change("s", b"newer", mark)])
+            online.apply([Change("u", b"between", mark)], mark)  # what is shown goes on
+            with online.snapshot() as shown, draft.snapshot() as written:
+                assert {space: list(shown.items(space)) for space in "st"} == {space: before[space] for space in "st"}
+                assert (shown.get("u", b"between"), shown.mark()) == (mark, mark)
+                assert list(written.items("s")) == sorted([(mark, mark), (b"new", mark), (b"newer", mark)])
+                assert written.get_many("s", [b"new", b"between"]) == [mark, None]
+                assert (written.get("t", b"gone"), list(written.items("u"))) == (None, [])
+            with online.snapshot() as open_before:
+                draft.publish(other)
+                assert (open_before.mark(), open_before.get("u", b"between")) == (mark, mark)
+            with online.snapshot() as snapshot:
+                assert snapshot.mark() == other
+                assert list(snapshot.items("s")) == sorted([(mark, mark), (b"new", mark), (b"newer", mark)])
+                assert [*snapshot.items("t"), *snapshot.items("u")] == []
+        online.close()
+
+    def test_a_draft_that_is_given_up_leaves_nothing(self, tmp_path: Path) -> None:
+        online = self.open(tmp_path)
+        online.apply([Change("s", b"k", b"1")], b"m1")
+        given_up = online.draft()
+        given_up.write([Change("s", b"k", b"2"), Change("s", b"other", b"2")])
+        with pytest.raises(TidemillError, match="500 bytes"):
+            given_up.write([Change("s", b"a", b"1"), Change("s", b"k" * 501, b"1")])
+        draft = online.draft()
+        draft.write([Change("s", b"k", b"3")])
+        draft.publish(b"m3")
+        with online.snapshot() as snapshot:
+            assert (list(snapshot.items("s")), snapshot.mark()) == ([(b"k", b"3")], b"m3")
+        online.close()
+
     def test_it_is_a_dictionary(self, tmp_path: Path) -> None:
         online = self.open(tmp_path)
 
@@ -151,8 +201,13 @@ class OnlineSuite:
         online = self.open(tmp_path)
         online.claim(3)
         online.apply([Change("plane", b"n1", b"a")], b"1", epoch=3)
+        draft = online.draft(epoch=3)
         online.claim(5)
+        with pytest.raises(FencedError):
+            draft.publish(b"2")
         for epoch in (0, 3, 4):
+            with pytest.raises(FencedError):
+                online.draft(epoch=epoch)
             with pytest.raises(FencedError, match=f"epoch {epoch}, but the online state was taken over with epoch 5"):
                 online.apply([Change("plane", b"n1", b"b")], b"2", epoch=epoch)
             with pytest.raises(FencedError):

@@ -166,3 +166,15 @@ def last_use(view: TableView, versions: Versions) -> Array:
     """Return the last time at which ``view`` can read each version, its validity aside."""
     width = reach(view)
     return np.full(len(versions), FOREVER) if width is None else versions.time + width
+
+
+def newest(rows: pl.DataFrame, table: Source | Table) -> tuple[int | None, ...]:
+    """Return the newest event time and known-at among ``rows``; None where there is none."""
+    columns = (rows[table.event_time] if table.event_time else None, rows[KNOWN_AT])
+    found = [None if column is None else column.cast(TIME).to_physical().max() for column in columns]
+    return tuple(each if isinstance(each, int) else None for each in found)
+
+
+def later(one: int | None, other: int | None) -> int | None:
+    """Return the later of two times, of which there may be none."""
+    return max((each for each in (one, other) if each is not None), default=None)

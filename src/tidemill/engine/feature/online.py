@@ -12,10 +12,9 @@ touched, and, for the others, by a sweep that goes round the state a stretch at 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,7 +24,7 @@ import polars as pl
 
 from tidemill.base.errors import WorkspaceError
 from tidemill.base.schema import KNOWN_AT
-from tidemill.engine.feature.arrivals import Arrivals, Validity, matters
+from tidemill.engine.feature.arrivals import Arrivals, Validity, later, matters, newest
 from tidemill.engine.feature.feature import TableView, Versions
 from tidemill.engine.feature.freshness import Rebuilding
 from tidemill.engine.feature.layout import (
@@ -34,15 +33,15 @@ from tidemill.engine.feature.layout import (
     VIEWS,
     Applied,
     Shape,
-    blocks,
     definition,
     heads,
 )
-from tidemill.engine.feature.partition import things, view_columns
-from tidemill.engine.feature.parts import Parts, joined, select, take
+from tidemill.engine.feature.parts import Parts, joined, select
+from tidemill.engine.feature.rebuild import NOTHING, Making, Read, batches
 from tidemill.engine.feature.shelf import Shelved
 from tidemill.engine.table.table import TIME, timeless
-from tidemill.ports.online import Change, Online, Snapshot, Value
+from tidemill.ports.online import Change, Online, Snapshot
+from tidemill.ports.scratch import Scratch
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.source import Source, Table
 
@@ -50,14 +49,6 @@ Array = npt.NDArray[Any]
 
 _SWEEP = 1_000  # rows of a table after which the next stretch of its state is swept
 _STRETCH = 2  # keys and groups in a stretch, for each of those rows
-_BATCH = 16 << 20  # bytes of keys and values that a rebuild writes at a time, where nothing answers meanwhile
-_TOGETHER = 100_000  # versions of groups that a rebuild packs at a time
-
-#: Values of a table (rows times columns) that a rebuild has in memory at a time.
-PART_CELLS = 4_000_000
-
-#: Returns rows of a table: its name, the columns, the number of the first row, how many; in order of sequence.
-Read = Callable[[str, Sequence[str], int, int], pl.DataFrame]
 
 
 class OnlineState:
@@ -132,110 +123,42 @@ class OnlineState:
         read: Read,
         next_seq: Mapping[str, int],
         journal: int,
+        scratch: Scratch,
         progress: Callable[[Rebuilding], None] | None = None,
     ) -> None:
         """Replace the state by one made of all rows numbered below ``next_seq``, at ``tick``.
 
-        A table is read in partitions of its keys, so that a few million of its values are in memory at a time. Where
-        there is a state that answers, it answers until the new one is whole, which is kept in memory until then and
-        applied in one batch. Otherwise the new one is written in batches; that it is whole is told by the descriptions
-        of its views, which come last. So when this is interrupted, or its process killed, either the old state stands
-        or ``applied`` knows of none. ``freshness`` tells how far it is, and ``progress`` is told.
+        The new one is written beside the old, in batches, and takes its place when it is whole: until then the old one
+        answers, or nothing does, also when this is interrupted or its process killed. A few million values of a table
+        are in memory at a time (``rebuild.py``); what is dealt out meanwhile lies in ``scratch``, which is of no use
+        afterwards. ``freshness`` tells how far it is, and ``progress`` is told.
         """
-        answers = self.applied() is not None
-        applied = Applied(tick, tick + 1, next_seq, journal).encode()
-        if answers:
-            with self._store.snapshot() as snapshot:
-                mark = snapshot.mark() or applied
-        else:
-            self._store.clear(epoch=self._epoch)
-            mark = applied
-        parts = {
-            name: max(-(-next_seq.get(name, 0) * len(self._columns(name)) // PART_CELLS), 1) for name in self._tables
-        }
-        steps, done, began = sum(parts.values()), 0, time.perf_counter()
+        draft = self._store.draft(epoch=self._epoch)
+        making = [Making(table, self._views[name], next_seq.get(name, 0)) for name, table in self._tables.items()]
+        steps, done, began = sum(each.steps for each in making), 0, time.perf_counter()
 
         def tell(table: str) -> None:
             nonlocal done
             said, done = Rebuilding(table, done, steps, time.perf_counter() - began), done + 1
             if table:
-                self._store.apply([Change(REBUILDING, b"", said.encode())], mark, epoch=self._epoch)
+                self._store.apply([Change(REBUILDING, b"", said.encode())], None, epoch=self._epoch)
             if progress is not None:
                 progress(said)
 
         def changes() -> Iterator[Change]:
-            for name, table in self._tables.items():
-                pieces = _pieces(read, table, self._columns(name), next_seq.get(name, 0), parts[name])
-                yield from self._anew(name, pieces, tick + 1, tell)
-            some = {name: read(name, self._columns(name), 0, 1) for name in self._tables if name in next_seq}
-            yield from self._declared(_Empty(), some)
-            yield Change(REBUILDING, b"", None)
+            for each in making:
+                yield from each.changes(read, scratch, tick + 1, tell)
+            some = {
+                each.table.name: read(each.table.name, each.columns, 0, 1)
+                for each in making
+                if each.table.name in next_seq
+            }
+            yield from self._declared(NOTHING, some)
 
-        if answers:
-            self._replace(changes(), applied)
-        else:
-            for batch in _batches(changes()):
-                self._store.apply(batch, applied, epoch=self._epoch)
+        for batch in batches(changes()):
+            draft.write(batch)
+        draft.publish(Applied(tick, tick + 1, next_seq, journal).encode())
         tell("")
-
-    def _columns(self, table: str) -> tuple[str, ...]:
-        """Return the columns of a table that its views read."""
-        return tuple(sorted(set().union(*map(view_columns, self._views[table]))))
-
-    def _anew(self, name: str, pieces: Iterable[pl.DataFrame], t: int, tell: Callable[[str], None]) -> Iterator[Change]:
-        """Yield the key records and views of a table at ``t``; ``pieces``: its rows, versions of a key together.
-
-        What ``_merge`` yields for all rows at once on an empty store.
-        """
-        table, views = self._tables[name], self._views[name]
-        kept: list[list[tuple[list[bytes], Versions]]] = [[] for _ in views]
-        newest: tuple[int | None, ...] | None = None
-        tell(name)
-        for number, rows in enumerate(pieces):
-            if number:
-                tell(name)
-            if rows.is_empty():
-                continue
-            new = Arrivals.of(rows, table, views)
-            validity = Validity({}, new, timeless=timeless(table))
-            for key, record in validity.records(t).items():
-                yield Change(f"key:{name}", key, record)
-            for place, view in enumerate(views):
-                versions = validity.ended(new.versions[place])
-                needed = matters(view, versions, t)
-                names = list(itertools.compress(new.groups[place], needed.tolist()))
-                kept[place].append((names, select(versions, needed)))
-            came = _newest(rows, table)
-            newest = came if newest is None else tuple(map(_later, newest, came))
-        if newest is None:
-            return
-        for view, parts in zip(views, kept, strict=True):
-            yield Change(FRESH, view.name.encode(), msgspec.msgpack.encode(newest))
-            yield from _groups_anew(view, parts, t)
-            parts.clear()
-
-    def _replace(self, changes: Iterable[Change], applied: bytes) -> None:
-        """Make the state what ``changes`` make of an empty one, in one batch, leaving alone what is as it was."""
-        spaces = [VIEWS, FRESH, *(f"key:{name}" for name in self._tables)]
-        spaces += [space(view) for views in self._views.values() for view in views for space in (heads, blocks)]
-        anew: dict[str, dict[bytes, bytes]] = {space: {} for space in spaces}
-        batch: list[Change] = []
-        for change in changes:
-            if change.value is None:
-                batch.append(change)
-            else:
-                anew[change.space][change.key] = change.value
-        for space, pairs in anew.items():
-            with self._store.snapshot() as snapshot:
-                for key, value in snapshot.items(space):
-                    if key not in pairs:
-                        batch.append(Change(space, key, None))
-                    elif pairs[key] == value:
-                        del pairs[key]
-            while pairs:  # so that it is not in memory twice
-                key, new = pairs.popitem()
-                batch.append(Change(space, key, new))
-        self._store.apply(batch, applied, epoch=self._epoch)
 
     def _late(self, name: str, rows: pl.DataFrame, tick: int) -> bool:
         if timeless(self._tables[name]):
@@ -267,12 +190,12 @@ class OnlineState:
         for key in dict.fromkeys([*records, *new.keys]):
             if written.get(key) != records.get(key):
                 yield Change(space, key, written.get(key))
-        newest = _newest(rows, table)
+        fresh = newest(rows, table)
         for place, view in enumerate(views):
             known = snapshot.get(FRESH, view.name.encode())
             if known is not None:
-                newest = tuple(map(_later, newest, msgspec.msgpack.decode(known)))
-            yield Change(FRESH, view.name.encode(), msgspec.msgpack.encode(newest))
+                fresh = tuple(map(later, fresh, msgspec.msgpack.decode(known)))
+            yield Change(FRESH, view.name.encode(), msgspec.msgpack.encode(fresh))
             swept = self._stretch(snapshot, heads(view), count)
             yield from _merge_view(snapshot, view, new.versions[place], new.groups[place], validity, place, t, swept)
 
@@ -283,65 +206,6 @@ class OnlineState:
         found = dict(itertools.islice(snapshot.items(space, after=self._swept.get(space)), count))
         self._swept[space] = next(reversed(found)) if len(found) == count else None
         return found
-
-
-def _pieces(
-    read: Read, table: Source | Table, columns: Sequence[str], number: int, parts: int
-) -> Iterator[pl.DataFrame]:
-    """Yield the first ``number`` rows of a table in ``parts`` pieces by their keys, each in order of sequence."""
-    rows = max(PART_CELLS // len(columns), 1)
-    for part in range(parts if number else 0):
-        piece = []
-        for first in range(0, number, rows):
-            some = read(table.name, columns, first, min(rows, number - first))
-            piece.append(some.filter(pl.Series(things(some, table, parts) == part)) if parts > 1 else some)
-        yield pl.concat(piece)
-
-
-def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    """Yield ``changes`` in batches of about ``_BATCH`` bytes, the last of which is never empty."""
-    batch: list[Change] = []
-    size = 0
-    for change in changes:
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(change)
-        size += len(change.key) + len(change.value or b"")
-    yield batch
-
-
-def _groups_anew(view: TableView, parts: Sequence[tuple[list[bytes], Versions]], t: int) -> Iterator[Change]:
-    """Yield the groups of a view from versions that matter at ``t``, with the group of each, some groups at a time."""
-    places: dict[bytes, int] = {}
-    group = np.array([places.setdefault(name, len(places)) for names, _ in parts for name in names], dtype=np.int64)
-    names, versions = list(places), functools.reduce(joined, (versions for _, versions in parts))
-    order = np.argsort(group, kind="stable")
-    ends = np.cumsum(np.bincount(group, minlength=len(names)))
-    begin = first = 0
-    while first < len(names):
-        after = max(int(np.searchsorted(ends, begin + _TOGETHER, side="right")), first + 1)
-        chosen = order[begin : ends[after - 1]]
-        some = take(versions, chosen)
-        made = Parts(_Empty(), view, Shape.of(view, [], some.values), names[first:after], t)
-        yield from made.write(some, made.of([names[each] for each in group[chosen].tolist()], some))
-        begin, first = int(ends[after - 1]), after
-
-
-class _Empty:
-    """The snapshot of an empty store."""
-
-    def get(self, space: str, key: bytes) -> bytes | None:
-        return None
-
-    def get_many(self, space: str, keys: Sequence[bytes]) -> list[Value | None]:
-        return [None] * len(keys)
-
-    def items(self, space: str, *, after: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
-        return ()
-
-    def mark(self) -> bytes | None:
-        return None
 
 
 def _merge_view(
@@ -367,14 +231,3 @@ def _merge_view(
     where = np.concatenate((where, came))
     needed = matters(view, versions, t)
     yield from parts.write(select(versions, needed), where[needed])
-
-
-def _newest(rows: pl.DataFrame, table: Source | Table) -> tuple[int | None, ...]:
-    """Return the newest event time and known-at among ``rows``; None where there is none."""
-    columns = (rows[table.event_time] if table.event_time else None, rows[KNOWN_AT])
-    found = [None if column is None else column.cast(TIME).to_physical().max() for column in columns]
-    return tuple(each if isinstance(each, int) else None for each in found)
-
-
-def _later(one: int | None, other: int | None) -> int | None:
-    return max((each for each in (one, other) if each is not None), default=None)

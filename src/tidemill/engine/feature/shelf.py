@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from tidemill.base.errors import WorkspaceError
 from tidemill.engine.feature.feature import TableView
 from tidemill.engine.feature.layout import heads
-from tidemill.ports.online import Change, Online, Snapshot, Value
+from tidemill.ports.online import Change, Draft, Online, Snapshot, Value
 
 _COUNT = struct.Struct("<H")
 _FIELD = struct.Struct("<HI")
@@ -83,22 +83,15 @@ class Shelved:
         """As the store's."""
         self._store.claim(epoch)
 
-    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
+    def apply(self, changes: Sequence[Change], mark: bytes | None, *, epoch: int = 0) -> None:
         """As the store's. The records that change are read, put together anew and written."""
-        others: list[Change] = []
-        records: dict[tuple[str, bytes], dict[int, bytes | None]] = {}
-        for change in changes:
-            field = self.fields.get(change.space)
-            if field is None:
-                others.append(change)
-            else:
-                records.setdefault((field[0], change.key), {})[field[1]] = change.value
         with self._store.snapshot() as snapshot:
-            for (space, key), changed in records.items():
-                fields = {**unpack(snapshot.get(space, key)), **changed}
-                record = pack({number: head for number, head in fields.items() if head})
-                others.append(Change(space, key, record or None))
-        self._store.apply(others, mark, epoch=epoch)
+            together = _together(changes, self.fields, snapshot)
+        self._store.apply(together, mark, epoch=epoch)
+
+    def draft(self, *, epoch: int = 0) -> Draft:
+        """As the store's."""
+        return _ShelvedDraft(self._store.draft(epoch=epoch), self.fields)
 
     def clear(self, *, epoch: int = 0) -> None:
         """As the store's."""
@@ -107,6 +100,43 @@ class Shelved:
     def close(self) -> None:
         """As the store's."""
         self._store.close()
+
+
+class _ShelvedDraft:
+    """A draft of a shelved store."""
+
+    def __init__(self, inner: Draft, fields: Mapping[str, tuple[str, int]]) -> None:
+        self._inner, self._fields = inner, fields
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        with self._inner.snapshot() as snapshot:
+            yield _Shelved(snapshot, self._fields)
+
+    def write(self, changes: Sequence[Change]) -> None:
+        with self._inner.snapshot() as snapshot:
+            together = _together(changes, self._fields, snapshot)
+        self._inner.write(together)
+
+    def publish(self, mark: bytes) -> None:
+        self._inner.publish(mark)
+
+
+def _together(changes: Sequence[Change], fields: Mapping[str, tuple[str, int]], snapshot: Snapshot) -> list[Change]:
+    """Return ``changes`` with those of heads as changes of the records that hold them, as they are in ``snapshot``."""
+    together: list[Change] = []
+    records: dict[tuple[str, bytes], dict[int, bytes | None]] = {}
+    for change in changes:
+        field = fields.get(change.space)
+        if field is None:
+            together.append(change)
+        else:
+            records.setdefault((field[0], change.key), {})[field[1]] = change.value
+    for (space, key), changed in records.items():
+        merged = {**unpack(snapshot.get(space, key)), **changed}
+        record = pack({number: head for number, head in merged.items() if head})
+        together.append(Change(space, key, record or None))
+    return together
 
 
 class _Shelved:

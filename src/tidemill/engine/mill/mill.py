@@ -9,7 +9,8 @@ brings online state up to the lake, and takes up the training that was under way
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,19 +38,23 @@ from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.log import Log
 from tidemill.ports.online import Online
 from tidemill.ports.reader import Reader
+from tidemill.ports.scratch import Scratch
 from tidemill.spec.source import Files, Table
 from tidemill.spec.system import System
 
 #: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
 TIDY_VERSIONS = 128
 KEPT_VERSIONS = 64
+#: Rows of a tick that stay in memory until online state takes them in. More are read back from the lake.
+HELD_ROWS = 500_000
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
     """Everything outside that a mill works with.
 
-    ``readers`` by source, ``logs`` by table of the ledger, ``pushed`` the logs of pushed rows by source.
+    ``readers`` by source, ``logs`` by table of the ledger, ``pushed`` the logs of pushed rows by source. ``scratch``
+    opens an empty one, which is gone when it is closed.
     """
 
     lake: Lake
@@ -58,6 +63,7 @@ class Ports:
     executor: Executor
     readers: Mapping[str, Reader]
     logs: Mapping[str, Log]
+    scratch: Callable[[], AbstractContextManager[Scratch]]
     pushed: Mapping[str, Log] = field(default_factory=dict)
 
 
@@ -68,6 +74,28 @@ class Turned:
     tick: int
     entries: tuple[Entry, ...]
     rows: Mapping[str, int]
+
+
+class Fresh:
+    """What a tick took in: how many rows of each table, and the rows themselves, unless they are many."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._rows: dict[str, list[pl.DataFrame]] = {}
+
+    def add(self, table: str, rows: pl.DataFrame) -> None:
+        """Take note of ``rows``, which are in the lake."""
+        self.counts[table] = self.counts.get(table, 0) + rows.height
+        if sum(self.counts.values()) > HELD_ROWS:
+            self._rows.clear()
+        else:
+            self._rows.setdefault(table, []).append(rows)
+
+    def rows(self) -> dict[str, pl.DataFrame] | None:
+        """Return the rows by table; None when they are many."""
+        if sum(self.counts.values()) > HELD_ROWS:
+            return None
+        return {name: pl.concat(parts) for name, parts in self._rows.items()}
 
 
 class Mill:
@@ -137,19 +165,34 @@ class Mill:
         if applied is None or not behind or applied.journal > self.state.number or self._asked_since(applied.journal):
             self._rebuild(tick)
             return
-        tail = {
-            name: pl.DataFrame(self.ports.lake.scan(name, since=applied.next_seq.get(name, 0)))
-            for name in names
-            if applied.next_seq.get(name, 0) < self.state.rows[name]
-        }
-        if tail or applied.journal < self.state.number:
-            newest = max(applied.tick, tick, self._newest_tick(tail))
-            self._bring_online(newest, tail)
+        if applied.journal < self.state.number or any(
+            applied.next_seq.get(name, 0) < self.state.rows[name] for name in names
+        ):
+            self._follow(max(applied.tick, tick))
 
     def _asked_since(self, number: int) -> bool:
         """Tell whether somebody asked for a rebuild of online state after journal entry ``number``, to no avail."""
         entries = self.ports.journal.read(after=number, kinds=("request",))
         return any(entry.body["request"] == "rebuild" for entry in entries)
+
+    def _follow(self, tick: int) -> None:
+        """Bring online state to ``tick``, or that of the newest row, with the rows of the lake that it lacks.
+
+        A load, which brings many rows and more than were there, is made from all of them instead, a slice at a time.
+        """
+        applied = self._online.applied()
+        reached = {} if applied is None else applied.next_seq
+        every = {table.name: self.state.rows.get(table.name, 0) for table in self.system.tables}
+        missing = sum(number - reached.get(name, 0) for name, number in every.items())
+        if missing > HELD_ROWS and 2 * missing > sum(every.values()):
+            self._rebuild(tick)
+            return
+        tail = {
+            name: pl.DataFrame(self.ports.lake.scan(name, since=reached.get(name, 0)))
+            for name, number in every.items()
+            if reached.get(name, 0) < number
+        }
+        self._bring_online(max(tick, self._newest_tick(tail)), tail)
 
     def _bring_online(self, tick: int, rows: Mapping[str, pl.DataFrame]) -> None:
         """Bring online state to ``tick`` with the new ``rows``; from all rows when they go back behind its time.
@@ -167,7 +210,8 @@ class Mill:
         newest = {name: self._read(name, (TICK, SEQ), self.state.rows[name] - 1, 1) for name in names}
         tick = max(tick, self._newest_tick(newest))
         try:
-            self._online.rebuild(tick, self._read, dict(self.state.rows), self.state.number, self._told)
+            with self.ports.scratch() as scratch:
+                self._online.rebuild(tick, self._read, dict(self.state.rows), self.state.number, scratch, self._told)
         finally:
             self._rebuilding = None
 
@@ -187,7 +231,7 @@ class Mill:
     def tick(self, tick: int) -> Turned:
         """Do everything that is due at ``tick`` (microseconds, later than every tick before)."""
         drafts: list[Draft] = []
-        fresh: dict[str, list[pl.DataFrame]] = {}
+        fresh = Fresh()
         self._take(tick, drafts, fresh)
         self._derive(tick, drafts, fresh)
         self._drain(tick, drafts)
@@ -196,9 +240,11 @@ class Mill:
         answered = self._decider.decide(self.state, tick, drafts)
         launched = [draft.body["model"] for draft in drafts if draft.kind == "train"]
         entries = self._write(drafts, answered=answered)
-        rows = {name: pl.concat(parts) for name, parts in fresh.items()}
+        rows = fresh.rows()
         if any(entry.kind == "request" and entry.body["request"] == "rebuild" for entry in entries):
             self._rebuild(tick)
+        elif rows is None:
+            self._follow(tick)
         else:
             self._bring_online(tick, rows)
         self.ports.journal.end_tick(tick, self._fence)
@@ -208,7 +254,7 @@ class Mill:
             training = self.state.model(model.name).training
             if model.name in launched and training is not None:
                 self._trainings.launch(training)
-        return Turned(tick, entries, {name: frame.height for name, frame in rows.items()})
+        return Turned(tick, entries, fresh.counts)
 
     @property
     def rebuilding(self) -> Rebuilding | None:
@@ -245,7 +291,7 @@ class Mill:
         self.state = fold(entries, self.state)
         return entries
 
-    def _take(self, tick: int, drafts: list[Draft], fresh: dict[str, list[pl.DataFrame]]) -> None:
+    def _take(self, tick: int, drafts: list[Draft], fresh: Fresh) -> None:
         for source in self.system.sources:
             history = isinstance(source.reader, Files) and source.name not in self.state.loaded
             came = False
@@ -253,7 +299,7 @@ class Mill:
                 for taken in self._intake.take(source.name, tick=tick, history=history):
                     came = True
                     self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
-                    fresh.setdefault(source.name, []).append(taken.rows)
+                    fresh.add(source.name, taken.rows)
             except SourceError as error:
                 if self.state.halted.get(source.name) != str(error):
                     drafts.append(Draft(tick, "halt", {"source": source.name, "reason": str(error)}))
@@ -267,19 +313,19 @@ class Mill:
     def _commit(drafts: list[Draft], entry: str, version: int, tick: int) -> None:
         drafts.append(Draft(tick, "commit", json.loads(entry), {"version": version}))
 
-    def _derive(self, tick: int, drafts: list[Draft], fresh: dict[str, list[pl.DataFrame]]) -> None:
+    def _derive(self, tick: int, drafts: list[Draft], fresh: Fresh) -> None:
         for table in self.system.tables:
             if not isinstance(table, Table):
                 continue
             wakes = self._wakes.get(table.name, tick)
-            if (wakes is None or wakes > tick) and not any(name in fresh for name in table.inputs):
+            if (wakes is None or wakes > tick) and not any(name in fresh.counts for name in table.inputs):
                 continue
             taken = self._derivation.update(table, tick=tick, code=of(table), history=self._after_load(table))
             head = self.ports.lake.head(table.name)
             self._wakes[table.name] = json.loads(head.cursor)["wakes"] if head and head.cursor else None
             if taken is not None:
                 self._commit(drafts, taken.commit.entry, taken.commit.version, tick)
-                fresh.setdefault(table.name, []).append(taken.rows)
+                fresh.add(table.name, taken.rows)
 
     def _after_load(self, table: Table) -> bool:
         """Tell whether ``table`` has yet to be built and the newest rows of its inputs are of a first load.

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 import tidemill as tm
 from tidemill.adapters.memory_online import MemoryOnline
+from tidemill.adapters.memory_scratch import MemoryScratch
 from tidemill.base.clock import HOUR
 from tidemill.base.errors import DeclarationError, RequestError, WorkspaceError
 from tidemill.engine.feature import online
@@ -137,7 +138,7 @@ def test_parity_tick_by_tick(data: st.DataObject, sweep: int) -> None:
             assert applied == Applied(tick, tick + 1, next_seq, number) == state.applied()
             # Made from all rows at once it answers the same.
             then = {name: rows.filter(pl.col("_seq") < next_seq[name]) for name, rows in everything.items()}
-            OnlineState(MODEL.views, other).rebuild(tick, reading(then), next_seq, number)
+            OnlineState(MODEL.views, other).rebuild(tick, reading(then), next_seq, number, MemoryScratch())
             same(Lookup(MODEL, other), everything)
 
 
@@ -211,9 +212,11 @@ def test_a_back_fill_other_views_and_going_back_need_a_rebuild() -> None:
     with pytest.raises(WorkspaceError, match="rebuilt"):
         other.apply(ORIGIN + 2 * HOUR, {}, {"arrivals": 1}, 2)
     seen: list[Rebuilding] = []
-    other.rebuild(ORIGIN + 2 * HOUR, reading({"arrivals": pl.concat([first, late])}), {"arrivals": 2}, 2, seen.append)
+    both = reading({"arrivals": pl.concat([first, late])})
+    other.rebuild(ORIGIN + 2 * HOUR, both, {"arrivals": 2}, 2, MemoryScratch(), seen.append)
     assert other.applied() == Applied(ORIGIN + 2 * HOUR, ORIGIN + 2 * HOUR + 1, {"arrivals": 2}, 2)
-    assert [(each.table, each.done, each.steps) for each in seen] == [("arrivals", 0, 1), ("", 1, 1)]
+    told = [(each.table, each.done, each.steps) for each in seen]
+    assert told == [*(("arrivals", step, 5) for step in range(5)), ("", 5, 5)]
     with pytest.raises(WorkspaceError, match="another definition"):
         Lookup(MODEL_OF_CARRIER, store).features(REQUESTS)
 
@@ -251,6 +254,9 @@ def test_values_of_many_types_and_long_keys_survive() -> None:
     assert got.schema == want.schema
     assert got["v__text"].to_list() == ["ünï", "", None]
     assert got.hash_rows().to_list() == want.hash_rows().to_list()
+    anew = MemoryOnline()
+    OnlineState([view], anew).rebuild(ORIGIN, reading({"things": rows}), {"things": 3}, 1, MemoryScratch())
+    assert {name: pairs for name, pairs in anew._current.spaces.items() if pairs} == store._current.spaces
     with pytest.raises(DeclarationError, match="cannot hold"):
         OnlineState([view], MemoryOnline()).apply(
             ORIGIN, {"things": rows.with_columns(pl.lit([1]).alias("text"))}, {"things": 3}, 1
@@ -314,9 +320,9 @@ def test_it_says_how_fresh_it_is() -> None:
         seen.append(freshness(store).rebuilding)
         assert freshness(store).applied == before.applied or seen[-1] is None
 
-    state.rebuild(ORIGIN + 9, reading(everything), {"arrivals": 4, "planes": 1}, 4, look)
+    state.rebuild(ORIGIN + 9, reading(everything), {"arrivals": 4, "planes": 1}, 4, MemoryScratch(), look)
     assert [each and (each.table, each.done, each.steps) for each in seen] == [
-        ("arrivals", 0, 2), ("planes", 1, 2), None,
+        *[("arrivals", step, 10) for step in range(5)], *[("planes", step, 10) for step in range(5, 10)], None,
     ]  # fmt: skip
     assert freshness(store).views == before.views
 
@@ -330,10 +336,10 @@ def test_a_rebuild_that_did_not_end_is_forgotten() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        state.rebuild(ORIGIN, reading(frames({})), {}, 0, stop)
+        state.rebuild(ORIGIN, reading(frames({})), {"arrivals": 1}, 0, MemoryScratch(), stop)
     broken_off = freshness(store).rebuilding
     assert broken_off is not None
-    assert (broken_off.table, broken_off.done, broken_off.steps, broken_off.left) == ("arrivals", 0, 1, None)
+    assert (broken_off.table, broken_off.done, broken_off.steps, broken_off.left) == ("arrivals", 0, 5, None)
     state.apply(ORIGIN + 1, {}, {}, 1)
     assert freshness(store).rebuilding is None
 

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 import tidemill as tm
 from tidemill.adapters.lmdb_online import LmdbOnline
 from tidemill.adapters.memory_online import MemoryOnline
+from tidemill.adapters.memory_scratch import MemoryScratch
 from tidemill.engine.feature import online, parts
 from tidemill.engine.feature.layout import Applied
 from tidemill.engine.feature.lookup import Lookup, features_at
@@ -233,7 +234,7 @@ def follow(data: st.DataObject, store: Online, other: Online) -> None:
         if number == turn:
             # Made from all rows at once it answers the same, and goes on from there.
             then = {name: rows.filter(pl.col("_seq") < next_seq[name]) for name, rows in everything.items()}
-            OnlineState(model.views, other).rebuild(tick, reading(then), next_seq, number)
+            OnlineState(model.views, other).rebuild(tick, reading(then), next_seq, number, MemoryScratch())
         elif number > turn:
             OnlineState(model.views, other).apply(tick, arrived, next_seq, number)
         if number >= turn:

@@ -51,7 +51,7 @@ class Watched(MemoryOnline):
 
     changes: Sequence[Change] = ()
 
-    def apply(self, changes: Sequence[Change], mark: bytes, *, epoch: int = 0) -> None:
+    def apply(self, changes: Sequence[Change], mark: bytes | None, *, epoch: int = 0) -> None:
         self.changes = list(changes)
         super().apply(changes, mark, epoch=epoch)
 

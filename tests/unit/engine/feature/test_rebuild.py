@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,18 @@ import polars as pl
 import pytest
 
 import tidemill as tm
-from tidemill.adapters.memory_online import MemoryOnline
+from tidemill.adapters.arrow_scratch import ArrowScratch
+from tidemill.adapters.memory_online import MemoryDraft, MemoryOnline
+from tidemill.adapters.memory_scratch import MemoryScratch
 from tidemill.base.clock import HOUR, MINUTE
 from tidemill.base.errors import WorkspaceError
 from tidemill.base.schema import HISTORY, KNOWN_AT, SEQ, TICK, TOMBSTONE
-from tidemill.engine.feature import online
+from tidemill.engine.feature import rebuild
 from tidemill.engine.feature.freshness import Rebuilding, freshness
 from tidemill.engine.feature.lookup import Lookup
 from tidemill.engine.feature.online import OnlineState
+from tidemill.engine.feature.partition import frame_of
+from tidemill.ports.online import Change
 from tidemill.spec.feature import View
 from tidemill.testing.histories import ORIGIN, TIME, reading
 
@@ -72,10 +78,9 @@ def at_once(given: Mapping[str, pl.DataFrame]) -> MemoryOnline:
 
 @pytest.fixture
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Let partitions, batches and what is packed at a time be small."""
-    monkeypatch.setattr(online, "PART_CELLS", request.param * 9)
-    monkeypatch.setattr(online, "_BATCH", request.param)
-    monkeypatch.setattr(online, "_TOGETHER", request.param // 3)
+    """Let slices and batches be small."""
+    monkeypatch.setattr(rebuild, "SLICE_CELLS", request.param * 9)
+    monkeypatch.setattr(rebuild, "BATCH", request.param)
     return int(request.param)
 
 
@@ -87,15 +92,15 @@ def test_in_partitions_it_is_byte_for_byte_what_all_rows_at_once_make(seed: int,
     assert any(len(key) > 4 and key.startswith(b"\x91\xa1a") for key in expected["block:carrier"])  # the hot group's
     steps: list[Rebuilding] = []
     store = MemoryOnline()
-    OnlineState(VIEWS, store).rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, steps.append)
+    OnlineState(VIEWS, store).rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, MemoryScratch(), steps.append)
     assert content(store) == expected
     assert [each.done for each in steps] == list(range(steps[0].steps + 1))
-    assert (steps[0].steps > 2) == (small < ROWS)
+    assert (steps[0].steps > 7 + 5) == (small < ROWS)  # those of two views and of one, in a slice each
     assert all(each.left is not None and each.left >= 0 for each in steps[1:])
     # In place of a state that answers, with groups and keys that are gone.
     other = MemoryOnline()
     OnlineState(VIEWS, other).apply(ORIGIN, {"arrivals": tables(seed + 10)["arrivals"].head(900)}, {"arrivals": 900}, 3)
-    OnlineState(VIEWS, other).rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7)
+    OnlineState(VIEWS, other).rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, MemoryScratch())
     assert content(other) == expected
 
 
@@ -110,24 +115,72 @@ def test_one_that_is_broken_off_never_looks_whole(stops: int, small: int) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        state.rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, stop)
+        state.rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, MemoryScratch(), stop)
     assert state.applied() is None
-    with pytest.raises(WorkspaceError):
-        state.apply(TICK_NOW, {}, NEXT_SEQ, 7)
     broken_off = freshness(store).rebuilding
     assert broken_off is not None
     assert broken_off.done == stops
-    with pytest.raises(WorkspaceError, match="another definition"):
+    with pytest.raises(WorkspaceError, match="empty"):
         Lookup(MODEL, store).features(pl.DataFrame({"carrier": ["a"], "tail": ["x"]}))
-    state.rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7)
+    state.rebuild(TICK_NOW, reading(given), NEXT_SEQ, 7, MemoryScratch())
     assert content(store) == content(at_once(given))
     assert freshness(store).rebuilding is None
     # Over a state that answers, that one stands.
     with pytest.raises(KeyboardInterrupt):
-        state.rebuild(TICK_NOW + HOUR, reading(tables(2)), NEXT_SEQ, 8, stop)
+        state.rebuild(TICK_NOW + HOUR, reading(tables(2)), NEXT_SEQ, 8, MemoryScratch(), stop)
     before = content(store)
     assert before.pop("rebuilding")
     assert before == content(at_once(given))
+
+
+class Counted:
+    """Counts the rows that the frames hold which somebody still has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.held: list[tuple[weakref.ref[pl.DataFrame], int]] = []
+        self.most = self.read = 0
+        monkeypatch.setattr(rebuild, "frame_of", lambda tables: self.count(frame_of(tables)))
+
+    def count(self, frame: pl.DataFrame) -> pl.DataFrame:
+        self.held.append((weakref.ref(frame), frame.height))
+        self.most = max(self.most, sum(height for held, height in self.held if held() is not None))
+        return frame
+
+    def reading(self, given: Mapping[str, pl.DataFrame]) -> rebuild.Read:
+        def read(table: str, columns: Sequence[str], since: int, limit: int) -> pl.DataFrame:
+            frame = self.count(reading(given)(table, columns, since, limit))
+            self.read += frame.height if limit > 1 else 0
+            return frame
+
+        return read
+
+
+@pytest.mark.parametrize("small", [300], indirect=True)
+def test_few_rows_are_held_at_once_and_each_is_read_once(
+    small: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given, counted = tables(1), Counted(monkeypatch)
+    given["arrivals"] = given["arrivals"].with_columns(
+        pl.format("f{}", SEQ).alias("id"), (pl.col(SEQ) % 500).cast(pl.String).alias("carrier")
+    )
+    store = MemoryOnline()
+    wrote: list[int] = []
+    write = MemoryDraft.write
+
+    def watched(draft: MemoryDraft, changes: Sequence[Change]) -> None:
+        wrote.append(sum(len(change.value or b"") for change in changes[:-1]))
+        write(draft, changes)
+
+    monkeypatch.setattr(MemoryDraft, "write", watched)
+    for number in range(2):  # where nothing answers, and where something does
+        counted.most = counted.read = 0
+        scratch = ArrowScratch(tmp_path / str(number))
+        OnlineState(VIEWS, store).rebuild(TICK_NOW, counted.reading(given), NEXT_SEQ, 7, scratch)
+        assert content(store) == content(at_once(given))
+        assert counted.read == ROWS + 9
+        # A part and the one before it, which a hash makes uneven.
+        assert counted.most < 3 * small
+    assert max(wrote) < 3 * small  # heads are written with those of other views
 
 
 class _Mean:

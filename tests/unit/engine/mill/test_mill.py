@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from tidemill.adapters.memory_lake import MemoryLake
 from tidemill.adapters.memory_log import MemoryLog
 from tidemill.adapters.memory_models import MemoryModels
 from tidemill.adapters.memory_online import MemoryOnline
+from tidemill.adapters.memory_scratch import MemoryScratch
 from tidemill.adapters.row_reader import RowReader
 from tidemill.base.clock import DAY, HOUR, format_time, parse_time, to_datetime
 from tidemill.base.errors import FencedError, SourceError, TrainingError, WorkspaceError
@@ -190,7 +192,7 @@ class Stage:
         given: dict[str, Any] = {
             "lake": self.lake, "journal": self.journal, "online": self.online, "executor": self.executor,
             "readers": {**readers, "notes": LogReader(self.pushed)}, "logs": self.logs,
-            "pushed": {"notes": self.pushed}, **ports,
+            "pushed": {"notes": self.pushed}, "scratch": lambda: nullcontext(MemoryScratch()), **ports,
         }  # fmt: skip
         return Mill(self.system, Ports(**given), lease), lease
 
@@ -562,6 +564,60 @@ def test_a_rebuild_that_was_asked_for_is_carried_out(stage: Stage, monkeypatch: 
     check_online(stage)
     monkeypatch.setattr(OnlineState, "rebuild", _interrupt)
     stage.restart()
+
+
+def test_online_state_takes_a_load_from_the_lake_and_few_rows_as_they_came(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mills, "HELD_ROWS", 30)
+    taken: list[int | str] = []
+    rebuild, apply = OnlineState.rebuild, OnlineState.apply
+
+    def rebuilt(*given: Any, **named: Any) -> None:
+        taken.append("rebuilt")
+        rebuild(*given, **named)
+
+    def applied(state: OnlineState, tick: int, rows: Mapping[str, pl.DataFrame], *given: Any) -> None:
+        taken.append(sum(frame.height for frame in rows.values()))
+        apply(state, tick, rows, *given)
+
+    monkeypatch.setattr(OnlineState, "rebuild", rebuilt)
+    monkeypatch.setattr(OnlineState, "apply", applied)
+    assert stage.tick(0).rows[VISITS] == 140  # a first load
+    check_online(stage)
+    stage.inputs.rows[VISITS].append(visit(9_000, 1))
+    assert stage.tick(1).rows == {VISITS: 1, "days": 1}
+    check_online(stage)
+    stage.inputs.rows[VISITS] += [visit(10_000 + number, 2) for number in range(40)]
+    assert stage.tick(2).rows == {VISITS: 40, "days": 2}  # many, but fewer than there were
+    check_online(stage)
+    stage.inputs.rows[VISITS] += [visit(20_000 + number, 3) for number in range(400)]
+    stage.tick(3)
+    check_online(stage)
+    assert taken == ["rebuilt", 2, 42, "rebuilt"]
+    # At a start likewise: a load that a crash kept from online state.
+    stage.online.clear(epoch=stage.lease.epoch)
+    stage.restart()
+    check_online(stage)
+    assert taken[4:] == ["rebuilt"]
+
+
+def test_rows_that_come_during_a_rebuild_are_taken_in_after_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.tick(0)
+    rebuild = OnlineState.rebuild
+
+    def slow(*given: Any, **named: Any) -> None:
+        stage.inputs.rows[VISITS].append(visit(9_000, 1))
+        stage.note(1)
+        rebuild(*given, **named)
+
+    stage.journal.request("rebuild", {"reason": "it is damaged"})
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineState, "rebuild", slow)
+        assert stage.tick(1).rows == {}
+    check_online(stage)
+    assert stage.tick(2).rows == {VISITS: 1, "days": 1, "notes": 1}
+    check_online(stage)
 
 
 def _interrupt(*_: object, **__: object) -> None:
