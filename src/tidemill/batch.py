@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from tidemill import __version__
 from tidemill.adapters import adapter, bulk_files
+from tidemill.adapters.bulk_output import Output, check_output
 from tidemill.adapters.work_folder import resumable
 from tidemill.base.clock import format_time, parse_time, to_datetime
 from tidemill.base.errors import NotFoundError, RequestError
@@ -83,16 +84,18 @@ def predict(
     if bool(inputs) == (table is not None) or (output is None) == (into is None):
         raise RequestError("Name input files or a table, and an output file or a table for the predictions.")
     if output is not None:
-        bulk_files.check_output(Path(output), overwrite=overwrite)
+        check_output(Path(output), overwrite=overwrite)
     run = _Run.of(project, model, _Input(_files(inputs, output), table), as_of, keep)
     if into is not None:
         _check_table(project, into, run.keep)
     with resumable(run.folder) as folder:
-        rows, scratch, chunks = run.carry_out(folder, executor, workers or cores(), report)
         if output is not None:
-            bulk_files.write(Path(output), list(predicted(scratch, chunks)))
+            with Output(Path(output)) as out:
+                rows, scratch, chunks = run.carry_out(folder, executor, workers or cores(), report, out.add)
+                out.finish(lambda: predicted(scratch, chunks))
             return Predicted(run.name, rows, str(output))
         assert into is not None
+        rows, scratch, chunks = run.carry_out(folder, executor, workers or cores(), report)
         version = _commit(project, into, run, scratch, chunks)
     return Predicted(run.name, rows, f"table {into}, version {version}")
 
@@ -155,8 +158,18 @@ class _Run:
         """Where its pieces lie until it is done."""
         return self.project.workspace.root / "work" / f"predict-{self.id}"
 
-    def carry_out(self, folder: Path, executor: str, workers: int, report: Report) -> tuple[int, Scratch, int]:
-        """Predict what has not been predicted yet; return the number of rows, where they lie, and their chunks."""
+    def carry_out(
+        self,
+        folder: Path,
+        executor: str,
+        workers: int,
+        report: Report,
+        take: Callable[[pa.Table], None] = lambda _: None,
+    ) -> tuple[int, Scratch, int]:
+        """Predict what has not been predicted yet; return the number of rows, where they lie, and their chunks.
+
+        ``take`` is given all predictions, chunk by chunk in order, as they are there.
+        """
         scratch: Scratch = adapter("scratch", "files")(folder)
         if not scratch.has("run"):
             scratch.put("run", [pa.table({})], self._begin())
@@ -164,7 +177,7 @@ class _Run:
         chunks = scratch.note("run")["chunks"]
         count = len(chunks) if isinstance(chunks, list) else int(chunks)
         with closing(self.project.executor(executor, folder, work.run, workers)) as runs:
-            return carry_through(work.partitions, runs, count, report), scratch, count
+            return carry_through(work.partitions, runs, count, report, take), scratch, count
 
     def _begin(self) -> dict[str, Any]:
         """Return what a run holds on to from its first start, as JSON data. Raises RequestError for a wrong input."""

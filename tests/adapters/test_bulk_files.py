@@ -3,14 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from tidemill.adapters import bulk_files
-from tidemill.adapters.bulk_files import BulkFiles, check_output, write
+from tidemill.adapters.bulk_files import BulkFiles
 from tidemill.base.errors import NotFoundError, SourceError
 from tidemill.ports.bulk import Chunk
 
@@ -73,43 +72,3 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "twice.csv").write_text("n,n\n1,2\n")
     with pytest.raises(SourceError, match="repeats 'n'"):
         BulkFiles([str(tmp_path / "twice.csv")]).columns()
-
-
-def test_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    rows = pl.DataFrame({"key": ["a", "b"], "prediction": [0.1, 1 / 3]}).to_arrow()
-    for name in ("out.parquet", "out.csv"):
-        path = tmp_path / name
-        check_output(path, overwrite=False)
-        write(path, [rows, rows.slice(1).select(["key", "prediction"])])
-        got = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
-        assert got.rows() == [("a", 0.1), ("b", 1 / 3), ("b", 1 / 3)]
-        before = path.read_bytes()
-        other = pa.table({"key": ["c"], "prediction": [b"x"]})
-        with pytest.raises(SourceError, match="do not fit together"):
-            write(path, [rows, other])
-        assert path.read_bytes() == before
-        with pytest.raises(SourceError, match="there already"):
-            check_output(path, overwrite=False)
-        check_output(path, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.parquet"]
-    with pytest.raises(NotFoundError, match="no folder"):
-        check_output(tmp_path / "none" / "out.csv", overwrite=False)
-
-
-def test_text_has_times_as_iso_8601_in_utc(tmp_path: Path) -> None:
-    moment = pl.Series([1_700_000_000_000_000, 1_700_000_000_000_001, None]).cast(pl.Datetime("us"))
-    times = {
-        "utc": moment.dt.replace_time_zone("UTC"),
-        "there": moment.dt.replace_time_zone("UTC").dt.convert_time_zone("America/New_York"),
-        "bare": moment,
-    }
-    rows = pl.DataFrame({"key": ["a,b", "c", None], **times}).to_arrow()
-    write(tmp_path / "out.csv", [rows, rows[:1]])
-    first, second = "2023-11-14T22:13:20Z", "2023-11-14T22:13:20.000001Z"
-    assert (tmp_path / "out.csv").read_text().splitlines() == [
-        "key,utc,there,bare", f'"a,b",{first},{first},{first}', f"c,{second},{second},{second}", ",,,",
-        f'"a,b",{first},{first},{first}',
-    ]  # fmt: skip
-    with pytest.raises(SourceError, match="'tags' holds lists or structures"):
-        write(tmp_path / "tags.csv", [pa.table({"tags": [[1.0]]})])
-    assert not (tmp_path / "tags.csv").exists()

@@ -1,4 +1,4 @@
-"""Files of rows to predict for, read in chunks; and files that predictions are written to.
+"""Files of rows to predict for, read in chunks.
 
 Parquet is read by row numbers, CSV and NDJSON by offsets of whole lines that one pass over the file finds. The formats
 are those of sources (``file_reader``), so a file means the same here and there.
@@ -7,11 +7,9 @@ are those of sources (``file_reader``), so a file means the same here and there.
 from __future__ import annotations
 
 import glob
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -147,75 +145,3 @@ def _cut(path: Path) -> Iterable[Chunk]:
             yield Chunk(str(path), row, offset, offset + length)
             row += block.count(b"\n", 0, length)
             offset += length
-
-
-# Output -----------------------------------------------------------------------------------------------------------
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise SourceError when ``path`` cannot be written to: an unknown format, no folder, or it is there already."""
-    if path.suffix not in (".parquet", ".csv"):
-        raise SourceError(f"{path}: predictions are written to a file that ends in .parquet or .csv.")
-    if not path.parent.is_dir():
-        raise NotFoundError(f"There is no folder {path.parent}. Make it first.")
-    if path.exists() and not overwrite:
-        raise SourceError(f"{path} is there already. Name another file, or say --overwrite.")
-
-
-def write(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write ``tables`` (one at least) into one file: it is there whole or not at all.
-
-    Raises SourceError when a column has types in them that have nothing in common, or that the format cannot hold.
-    """
-    if path.suffix == ".csv" and (
-        nested := [field.name for field in tables[0].schema if pa.types.is_nested(field.type)]
-    ):
-        raise SourceError(f"{path}: {nested[0]!r} holds lists or structures, which CSV cannot. Write Parquet.")
-    try:
-        schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise SourceError(f"{path}: the input's parts do not fit together: {error}") from error
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            _write(file, (table.cast(schema) for table in tables), schema, path.suffix)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def _write(file: IO[bytes], tables: Iterable[pa.Table], schema: pa.Schema, suffix: str) -> None:
-    if suffix == ".csv":
-        for place, table in enumerate(tables):
-            frame = pl.DataFrame(table)
-            frame = frame.with_columns(_utc(each) for each in frame if isinstance(each.dtype, pl.Datetime))
-            frame.write_csv(file, include_header=place == 0, datetime_format="%Y-%m-%dT%H:%M:%S%.fZ")
-        return
-    # A dictionary of keys or predictions, hardly two of which are the same, costs time and saves nothing. Keys and
-    # times mostly follow each other: their differences are a third smaller, and sooner written.
-    stepping = [field.name for field in schema if _steps(field.type)]
-    repeated = [field.name for field in schema if not (_steps(field.type) or pa.types.is_floating(field.type))]
-    encoding = dict.fromkeys(stepping, "DELTA_BINARY_PACKED")
-    with pa.parquet.ParquetWriter(file, schema, use_dictionary=repeated, column_encoding=encoding) as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-def _utc(column: pl.Series) -> pl.Series:
-    """Return times in UTC, which those without an offset are in."""
-    zone = column.dtype.time_zone if isinstance(column.dtype, pl.Datetime) else None
-    return column.dt.convert_time_zone("UTC") if zone else column.dt.replace_time_zone("UTC")
-
-
-def _steps(dtype: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(dtype) or pa.types.is_timestamp(dtype))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

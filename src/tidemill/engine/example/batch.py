@@ -6,7 +6,7 @@ it would get by itself. A chunk that has been predicted is a piece on disk; what
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,11 +187,22 @@ class Predictions:
         ]
 
 
-def carry_through(partitions: Partitions, executor: Executor, chunks: int, report: Report) -> int:
+def carry_through(
+    partitions: Partitions, executor: Executor, chunks: int, report: Report, take: Callable[[pa.Table], None]
+) -> int:
     """Have ``executor`` predict for ``chunks`` of questions; return the rows, whose pieces then lie in the scratch.
 
-    ``executor`` runs ``Predictions.run`` as the task "partition".
+    ``executor`` runs ``Predictions.run`` as the task "partition". ``take`` is given the predictions of each chunk, in
+    order, as soon as those before it are there.
     """
+    scratch, taken = partitions.scratch, 0
+
+    def follow() -> None:
+        nonlocal taken
+        while taken < chunks and scratch.has(predicted_piece(taken)):
+            take(scratch.get(predicted_piece(taken)))
+            taken += 1
+
     predicts: list[Step] = [
         ({"step": "predict", "number": number}, (predicted_piece(number),)) for number in range(chunks)
     ]
@@ -199,8 +210,9 @@ def carry_through(partitions: Partitions, executor: Executor, chunks: int, repor
         *partitions.table_steps(learning=False), *partitions.question_steps(chunks), ("predicting", predicts),
     ]  # fmt: skip
     pace = Pace(report, sum(len(steps) for _, steps in stages))
-    carry(partitions.scratch, executor, pace, stages)
-    return sum(int(partitions.scratch.note(predicted_piece(number))["rows"]) for number in range(chunks))
+    carry(scratch, executor, pace, stages, follow)
+    follow()
+    return sum(int(scratch.note(predicted_piece(number))["rows"]) for number in range(chunks))
 
 
 def predicted(scratch: Scratch, chunks: int) -> Iterator[pa.Table]:

@@ -339,8 +339,17 @@ class Partitions:
         return [("dealing questions out", deals), ("looking features up", answers)]
 
 
-def carry(scratch: Scratch, executor: Executor, pace: Pace, stages: Iterable[tuple[str, Sequence[Step]]]) -> None:
-    """Have ``executor`` carry out the steps of each stage that have not been done yet, one stage after the other."""
+def carry(
+    scratch: Scratch,
+    executor: Executor,
+    pace: Pace,
+    stages: Iterable[tuple[str, Sequence[Step]]],
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Have ``executor`` carry out the steps of each stage that have not been done yet, one stage after the other.
+
+    ``after`` is called after each step, while others are under way.
+    """
     for doing, steps in stages:
         left = [step for step, pieces in steps if not all(scratch.has(piece) for piece in pieces)]
         pace.pass_by(len(steps) - len(left))
@@ -349,6 +358,7 @@ def carry(scratch: Scratch, executor: Executor, pace: Pace, stages: Iterable[tup
         with closing(executor.map("partition", left)) as results:
             for _ in results:
                 pace.step(doing)
+                after()
 
 
 def build(
