@@ -176,7 +176,7 @@ class _Run:
         work = predictions(self.project, scratch)
         chunks = scratch.note("run")["chunks"]
         count = len(chunks) if isinstance(chunks, list) else int(chunks)
-        with closing(self.project.executor(executor, folder, work.run, workers)) as runs:
+        with closing(self.project.executor(executor, folder, work.run, workers, numerical=work.numerical)) as runs:
             return carry_through(work.partitions, runs, count, report, take), scratch, count
 
     def _begin(self) -> dict[str, Any]:

@@ -236,11 +236,18 @@ class Project(Served):
                 return build(partitions, runs, as_of, window, report, heard)
 
     def executor(
-        self, kind: str, folder: Path, run: Callable[[Mapping[str, Any]], dict[str, Any]], workers: int
+        self,
+        kind: str,
+        folder: Path,
+        run: Callable[[Mapping[str, Any]], dict[str, Any]],
+        workers: int,
+        *,
+        numerical: bool = True,
     ) -> Executor:
         """Return what carries out the steps of the work in ``folder``: "inline", "threads" or "processes".
 
-        In this process they are done by ``run``; another makes that anew from the piece "run".
+        In this process they are done by ``run``; another makes that anew from the piece "run". ``numerical``: it uses
+        libraries that compute in threads of their own.
         """
         made: Executor
         if kind == "processes":
@@ -249,7 +256,7 @@ class Project(Served):
             return _Placed(inner, {"project": str(self.path), "folder": str(folder)})
         tasks = {"partition": lambda payload, _: run(payload)}
         if kind == "threads":
-            made = adapter("executor", "threads")(tasks, threads=1, workers=workers)
+            made = adapter("executor", "threads")(tasks, threads=1 if numerical else None, workers=workers)
         else:
             made = adapter("executor", "inline")(tasks, threads=TRAINING_THREADS)
         return made

@@ -36,10 +36,11 @@ class ThreadExecutor:
     """Runs ``tasks`` (name to function, or ``"module:function"``) in at most ``workers`` threads.
 
     Payload and result pass through JSON, as between processes. ``threads`` is the number of threads that numerical
-    libraries may use in each. A thread cannot be stopped: what a cancelled one still does is thrown away.
+    libraries may use in each; None where tasks use none: finding those libraries takes ten milliseconds. A thread
+    cannot be stopped: what a cancelled one still does is thrown away.
     """
 
-    def __init__(self, tasks: Mapping[str, str | Callable[..., Any]], *, threads: int, workers: int) -> None:
+    def __init__(self, tasks: Mapping[str, str | Callable[..., Any]], *, threads: int | None, workers: int) -> None:
         self._tasks = dict(tasks)
         self._threads, self._workers = threads, workers
 
@@ -50,7 +51,8 @@ class ThreadExecutor:
     def map(self, task: str, payloads: Sequence[dict[str, Any]]) -> Generator[tuple[int, dict[str, Any]], None, None]:
         """Run ``task`` on each of ``payloads`` in ``workers`` threads; yield (place, result) as each is done."""
         function = self._function(task)
-        _libraries(len(sys.modules))  # once, and not by each thread as it begins
+        if self._threads is not None:
+            _libraries(len(sys.modules))  # once, and not by each thread as it begins
         return spread(lambda: _Caller(task, function, self._threads), payloads, self._workers)
 
     def close(self) -> None:
@@ -64,7 +66,7 @@ class ThreadExecutor:
 class ThreadJob:
     """One task in its thread."""
 
-    def __init__(self, task: str, function: Callable[..., Any], payload: dict[str, Any], threads: int) -> None:
+    def __init__(self, task: str, function: Callable[..., Any], payload: dict[str, Any], threads: int | None) -> None:
         self._task, self._threads = task, threads
         self._progress = Progress(0, 1, "starting")
         self._outcome: dict[str, Any] | TrainingError | None = None
@@ -114,10 +116,12 @@ class ThreadJob:
 class _Caller:
     """A worker that calls a function in the thread that calls it."""
 
-    def __init__(self, task: str, function: Callable[..., Any], threads: int) -> None:
+    def __init__(self, task: str, function: Callable[..., Any], threads: int | None) -> None:
         self._task, self._function, self._threads = task, function, threads
 
     def __call__(self, payload: dict[str, Any]) -> dict[str, Any]:
+        if self._threads is None:
+            return call(self._task, self._function, payload)
         # OpenMP counts its threads for each thread that calls it, so each limits its own.
         with _libraries(len(sys.modules)).limit(limits=self._threads):
             return call(self._task, self._function, payload)

@@ -154,6 +154,11 @@ class Predictions:
     ) -> None:
         self.partitions, self._predictor, self._keep, self._ask = partitions, predictor, tuple(keep), ask
 
+    @property
+    def numerical(self) -> bool:
+        """Whether the predictor is an estimator, which may compute in threads of its own."""
+        return self._predictor.runner is None
+
     def run(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """Carry out one step. Returns how many rows were predicted, for those that do."""
         if step["step"] != "predict":
