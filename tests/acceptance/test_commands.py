@@ -328,6 +328,31 @@ def test_rebuild_waits_until_the_new_state_is_there(tmp_path: Path) -> None:
         waiting.kill()
 
 
+_READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit 99
+cd "$0" && for each in status journal predictions "route show" "parity --limit 1"; do
+    "$1" -m tidemill.cli.main $each || exit 1
+done
+! "$1" -m tidemill.cli.main retrain back --reason why
+"""
+
+
+def test_what_cannot_be_written_is_still_read(built: Path) -> None:
+    """Mounted so that nobody can write: root, too."""
+    inside = ["unshare", "--map-root-user", "--mount", "bash", "-c", _READ_ONLY, str(built), sys.executable]
+    try:
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("nothing may be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert "v1 since" in done.stdout
+    assert "can only be read by who can write it" in " ".join(done.stdout.split())
+    assert "v1 is champion" in done.stdout
+    assert "can be read, but not written. Let this user write there" in done.stderr
+
+
 def test_up_serves_until_it_is_told_to_stop(built: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", "from tidemill.cli.main import main; main()", "up", "-p", str(built)],

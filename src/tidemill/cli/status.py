@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
+from tidemill.base.errors import WorkspaceError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
 from tidemill.cli.words import figure, rebuild, sentence, serving, when
-from tidemill.engine.feature.freshness import freshness
+from tidemill.engine.feature.freshness import Freshness, freshness
 from tidemill.engine.predict.records import RESERVED_TABLES
 from tidemill.engine.predict.state import ModelState, State, fold
 from tidemill.engine.table.tally import report
@@ -83,12 +85,18 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
 
 
 def _online(project: Project, now: int) -> dict[str, Any]:
-    """Return how fresh the online state and each feature view in it is."""
-    store = project.workspace.online
+    """Return how fresh the online state and each feature view in it is; ``unread``: why that cannot be said, or None.
+
+    The rest of the status does not depend on it: it is shown where nothing can be written, too.
+    """
+    unread = None
     try:
-        found = freshness(store)
-    finally:
-        store.close()
+        store = project.workspace.online
+    except WorkspaceError as error:
+        found, unread = Freshness(), str(error)
+    else:
+        with closing(store):
+            found = freshness(store)
     views = []
     for view in project.system.views:
         if not isinstance(view, OnDemand):
@@ -101,6 +109,7 @@ def _online(project: Project, now: int) -> dict[str, Any]:
     rebuilding = found.rebuilding
     return {
         "tick": format_time(found.applied.tick) if found.applied else None,
+        "unread": unread,
         "lag": max(now - found.applied.t, 0) / SECOND if found.applied else None,
         "views": views,
         "rebuilding": None
@@ -194,6 +203,8 @@ def _views(online: dict[str, Any]) -> Any:
     lines = grid("view", "table", "newest event", "known")
     for each in online["views"]:
         lines.add_row(each["name"], each["table"], _minute(each["newest_event"]), _minute(each["newest_known"]))
+    if online["unread"] is not None:
+        return Group(Text(online["unread"], style="yellow"))
     lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
     below = [Text(f"Online state as of {_minute(online['tick'])}{lag}.", style="dim")]
     if online["rebuilding"] is not None:
