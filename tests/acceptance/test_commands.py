@@ -97,7 +97,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(folder, "up", "--once")
     assert first.exit_code == 0, first.output
     assert "v1 is champion" in first.output
-    assert "returns: 1 row refused; the reasons are in the table returns__quarantine" in first.output
+    assert "returns: 1 row refused; see why with: tidemill quarantine returns" in first.output
     server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
     try:
         for number in range(20):
@@ -194,6 +194,22 @@ def test_status_shows_tables_and_models(built: Path) -> None:
     text = run(built, "status").output
     assert "not serving" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_quarantine_shows_what_was_refused_and_why(built: Path) -> None:
+    found = data(built, "quarantine", "returns")
+    [refused] = found["newest"]
+    assert (found["rows"], refused["reason"]) == (1, "'weight' is 1000.0, outside 0 to 100")
+    assert json.loads(refused["row"])["order"] == "o0"
+    [reason] = found["reasons"]
+    assert reason == {"reason": "'weight' is …, outside 0 to 100", "rows": 1, "newest": refused["at"]}
+    shown = run(built, "quarantine", "returns", "-n", "1").output
+    assert "returns   1 row refused" in shown
+    assert '{"order": "o0", "decided"' in shown
+    assert data(built, "quarantine", "orders")["reasons"] == []
+    assert run(built, "quarantine", "orders").output == "orders has refused no row.\n"
+    assert "its inputs are orders" in run(built, "quarantine", "large").output
+    assert "Did you mean 'returns'?" in run(built, "quarantine", "return").output
 
 
 def test_journal_is_filtered_and_canonical(built: Path) -> None:

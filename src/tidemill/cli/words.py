@@ -97,10 +97,10 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
 
 
 def refused_rows(commit: Mapping[str, Any]) -> str:
-    """Return how many rows of a commit went to quarantine, and where the reasons are."""
+    """Return how many rows of a commit went to quarantine, and how to see why."""
     number, name = commit["quarantined"], commit["table"]
     rows = f"{number:,} row{'' if number == 1 else 's'}"
-    return f"{name}: {rows} refused; the reasons are in the table {name}__quarantine"
+    return f"{name}: {rows} refused; see why with: tidemill quarantine {name}"
 
 
 def _alarms(body: Mapping[str, Any]) -> list[tuple[str, str]]:
