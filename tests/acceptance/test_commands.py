@@ -185,9 +185,9 @@ def test_a_second_run_does_no_work_and_says_so(built: Path) -> None:
 def test_status_shows_tables_and_models(built: Path) -> None:
     found = data(built, "status")
     tables = {table["name"]: table for table in found["tables"]}
-    assert tables["orders"]["rows"] == ORDERS
+    assert tables["orders"]["versions"] == ORDERS
     assert tables["returns"]["quarantined"] == 1
-    assert tables["predictions"]["rows"] == 20
+    assert tables["predictions"]["versions"] == 20
     champion = found["models"][0]["champion"]
     assert champion["version"] == 1
     assert champion["metrics"]["roc_auc"]["value"] > 0.8

@@ -42,7 +42,11 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Return the status as plain data. Times are ISO 8601; ``age`` of a table is that of its newest commit."""
+    """Return the status as plain data. Times are ISO 8601.
+
+    Of a table: ``versions``, how many versions of rows are stored, corrections and withdrawals among them (how many
+    rows are visible, only reading them could tell); ``age``, that of its newest commit.
+    """
     entries = list(entries)
     state, now = fold(entries), SystemClock().now()
     cleaned = report(entry.body for entry in entries if entry.kind == "commit")
@@ -61,7 +65,7 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
             {
                 "name": name,
                 "kind": "ledger" if table is None else "source" if isinstance(table, Source) else "table",
-                "rows": state.rows.get(name, 0),
+                "versions": state.rows.get(name, 0),
                 "newest": format_time(newest[name]) if name in newest else None,
                 "age": _age(now - newest[name]) if name in newest else None,
                 "quarantined": refused.get(name, 0),
@@ -171,13 +175,18 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
     served = found["endpoint"]
     place = f"serving on [bold]{served['url']}[/]" if served else "not serving"
     out.print(f"[bold]{found['system']}[/]   newest tick {_minute(found['tick'])}   {place}")
-    table = grid("table", "rows", "newest", "age", "quarantined", "", right=(1, 4))
+    table = grid("table", "versions", "newest", "age", "quarantined", "", right=(1, 4))
     for each in found["tables"]:
         state = Text("stands still" if each["halted"] else "", style="red")
         bad = Text(f"{each['quarantined']:,}", style="yellow" if each["quarantined"] else "dim")
-        quiet = "" if each["rows"] else "dim"
+        quiet = "" if each["versions"] else "dim"
         table.add_row(
-            Text(each["name"], style=quiet), f"{each['rows']:,}", _minute(each["newest"]), each["age"] or "", bad, state
+            Text(each["name"], style=quiet),
+            f"{each['versions']:,}",
+            _minute(each["newest"]),
+            each["age"] or "",
+            bad,
+            state,
         )
     section(out, "Tables", table)
     for each in found["tables"]:

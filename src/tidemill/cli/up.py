@@ -177,7 +177,7 @@ class _Run:
             if "champion" in state.model(model.name).aliases
         ]
         rows = sum(state.rows[name] for name in tables)
-        parts = [count(len(tables), "table"), count(rows, "row"), *models]
+        parts = [count(len(tables), "table"), count(rows, "row version"), *models]
         return f"Nothing new: {', '.join(parts)}, as declared."
 
     def _turned(self, turned: Turned) -> None:
