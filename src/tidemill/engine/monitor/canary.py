@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tidemill.base.clock import DAY, HOUR, format_duration
+from tidemill.base.errors import TidemillError
 from tidemill.base.hashing import seed
 from tidemill.base.schema import SEQ
 from tidemill.engine.evaluate.interval import paired
@@ -205,8 +206,16 @@ def judge(
 def asked_for(model: str, state: ModelState, body: dict[str, Any]) -> Route:
     """Return the route that a request by hand asks for: ``arms`` ([{name, version, share}]) and ``shadows``.
 
-    Raises NotFoundError for a version that there is not, TidemillError for shares and names that cannot be.
+    Raises NotFoundError for a version that there is not, TidemillError for shares and names that cannot be, and for the
+    champion as its own canary. (An arm of another name may be the champion's: a test has a side that stays as it is.)
     """
     arms = [Arm(arm["name"], state.resolve(str(arm["version"])).number, arm["share"]) for arm in body["arms"]]
     shadows = [state.resolve(str(version)).number for version in body["shadows"]]
+    champion = state.aliases.get(CHAMPION)
+    if any(arm.name == CANARY and arm.version == champion for arm in arms):
+        others = ", ".join(f"v{version.number}" for version in state.versions if version.number != champion)
+        raise TidemillError(
+            f"model {model!r}: v{champion} is the champion; a canary is another version. "
+            + (f"Name one of {others}." if others else f"Make one first: tidemill retrain {model}")
+        )
     return route(model, arms, shadows) if arms or shadows else PLAIN
