@@ -146,6 +146,8 @@ def test_a_pattern_that_matches_no_file_is_named(tmp_path: Path) -> None:
         assert [each["what"].partition(" in ")[0] for each in noted if each["where"] == "source 'returns'"] == [
             "no file matches 'retruns/*.csv'"
         ]
+    done = run(tmp_path, "up", "--once")
+    assert "back: no training yet; it waits for the first rows of returns, its labels" in " ".join(done.output.split())
 
 
 def test_check_refuses_a_table_that_reads_the_future(tmp_path: Path) -> None:

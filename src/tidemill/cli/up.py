@@ -160,6 +160,8 @@ class _Run:
         elif not changed:
             self._say("", f"{when(tick)}  the new declaration is in force; nothing had to be built")
         self._turned(turned)
+        for name, awaited in self._mill.waits(tick).items():
+            self._say("yellow", f"{name}: no training yet; it waits for {awaited}")
         return tick
 
     def _now(self, last: int) -> int:

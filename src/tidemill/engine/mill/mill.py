@@ -234,6 +234,10 @@ class Mill:
                     made[model.name] = error
         return made
 
+    def waits(self, tick: int) -> dict[str, str]:
+        """Return the models that no training has been started for yet, and what each waits for."""
+        return dict(self._decider.waits(self.state, tick))
+
     def stop(self) -> None:
         """Stop trainings under way; the next ``start`` takes them up again."""
         self._trainings.stop()

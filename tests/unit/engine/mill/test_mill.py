@@ -261,6 +261,21 @@ def test_a_model_is_trained_judged_and_promoted_when_its_time_has_come(stage: St
     assert stage.journal.step(state.versions[0].training) is not None
 
 
+def test_a_model_says_what_it_waits_for() -> None:
+    stage = Stage()
+    stage.mill.start()
+    awaited: list[str] = []
+    for number, (name, row) in enumerate([(VISITS, visit(0, 4)), (OUTCOMES, told(0, 0)), (VISITS, visit(1, 6))]):
+        stage.tick(number)
+        awaited += stage.mill.waits(START + number * DAY).values()
+        stage.inputs.rows[name].append(row)
+    assert awaited == [
+        f"the first rows of {VISITS}, its examples",
+        f"the first rows of {OUTCOMES}, its labels",
+        f"an example that is old enough to have its label; the first is due at {format_time(START + 5 * DAY + HOUR)}",
+    ]
+
+
 def test_a_source_that_stands_still_says_so_once_and_goes_on(stage: Stage) -> None:
     stage.tick(0)
     stage.inputs.faults[VISITS] = "visits.csv was rewritten"
