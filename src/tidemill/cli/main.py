@@ -64,7 +64,7 @@ class _Commands(click.Group):
                 click.secho(f"{count}{error}", fg="red", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted. Nothing is lost; run the command again to go on.", err=True)
+            click.echo("Interrupted. Nothing that is stored is lost; the command can be run again.", err=True)
             sys.exit(130)
 
 

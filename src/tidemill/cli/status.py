@@ -16,7 +16,7 @@ from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, fo
 from tidemill.base.errors import WorkspaceError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
-from tidemill.cli.words import figure, rebuild, sentence, serving, when
+from tidemill.cli.words import figure, rebuild, sentence, serving, still, when
 from tidemill.engine.feature.freshness import Freshness, freshness
 from tidemill.engine.predict.records import RESERVED_TABLES
 from tidemill.engine.predict.state import ModelState, State, fold
@@ -191,7 +191,7 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
     section(out, "Tables", table)
     for each in found["tables"]:
         if each["halted"]:
-            why = Text(f"{each['name']} stands still: {each['halted']}", style="red")
+            why = Text(still(each["name"], each["halted"]), style="red")
             out.print(Padding(why, (0, 0, 0, 2), expand=False))
     if any(each["cleaned"] for each in found["tables"]):
         section(out, "Cleaning", _cleaning(found["tables"]))

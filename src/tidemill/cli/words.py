@@ -88,12 +88,17 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "fail":
             return [("red", f"{body['model']}: the training failed: {body['reason']}")]
         case "halt":
-            return [("red", f"source {body['source']} stands still: {body['reason']}")]
+            return [("red", f"source {still(body['source'], body['reason'])}")]
         case "resume":
             return [("green", f"source {body['source']} is read again")]
         case "watch":
             return _alarms(body)
     return []
+
+
+def still(source: str, reason: str) -> str:
+    """Return that a source stands still, and why, without naming it again."""
+    return f"{source} stands still: {reason.removeprefix(f'source {source!r}: ')}"
 
 
 def refused_rows(commit: Mapping[str, Any]) -> str:

@@ -61,6 +61,13 @@ def test_a_commit_takes_note_and_decides_nothing() -> None:
     assert refused_rows(entry.body) == "orders: 3 rows refused; see why with: tidemill quarantine orders"
 
 
+def test_a_source_that_stands_still_is_named_once() -> None:
+    body = {"source": "orders", "reason": "source 'orders': the columns of b.csv are not the contract's."}
+    assert sentence(Entry(1, 0, "halt", body)) == (
+        "source orders stands still: the columns of b.csv are not the contract's."
+    )
+
+
 def test_a_promotion_names_what_it_replaces() -> None:
     body = {"model": "late", "alias": "champion", "version": 2, "previous": 1, "reasons": []}
     assert sentence(Entry(9, 0, "alias", body)) == "late: v2 is champion, in place of v1"

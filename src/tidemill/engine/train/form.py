@@ -188,7 +188,8 @@ def prove_form(fitted: Predictor, rows: pl.DataFrame, compiler: Compiler) -> Ser
     made = probes(runner.opened.program, encoding, rows)
     _accept(fitted, runner, made)
     program = runner.opened.program
-    how = "bit for bit" if program.exact else f"within {RELATIVE:g} and with the same label"
+    label = " and with the same label" if encoding.classes else ""
+    how = "bit for bit" if program.exact else f"within {RELATIVE:g}{label}"
     served = Predictor(encoding, None, runner)
     report = {
         "why": f"it equals the estimator {how}",
