@@ -189,9 +189,9 @@ def judge(
     gap = pair.difference
     judged = {"rows": gap.rows, "look": look, "metric": gate.metric, "difference": gap.as_json()}
     if gap.value is None:
-        return judged, "wait", f"{gate.metric} is not defined on {gap.rows} mature pairs; keep going"
+        return judged, "wait", f"{gate.metric} is not defined on {gap.rows:,} mature pairs; keep going"
     worse = worsening(gate.metric, gap.value)
-    said = f"{gate.metric} {'worse' if worse > 0 else 'better'} by {abs(worse):.4g} on {gap.rows} mature pairs"
+    said = f"{gate.metric} {'worse' if worse > 0 else 'better'} by {abs(worse):.4g} on {gap.rows:,} mature pairs"
     if gap.low is not None and gap.high is not None:
         at_best = min(worsening(gate.metric, end) for end in (gap.low, gap.high))
         if at_best > gate.margin:
@@ -199,7 +199,7 @@ def judge(
     if not over:
         return judged, "wait", f"{said}; its stretch is not over"
     if gap.rows < gate.min_rows or gap.low is None:
-        return judged, "wait", f"{said}; {gate.min_rows} in three blocks of time are needed, keep going"
+        return judged, "wait", f"{said}; {gate.min_rows:,} in three blocks of time are needed, keep going"
     return judged, "promote", f"{said}: not shown to be worse"
 
 

@@ -312,7 +312,7 @@ def _equal(wanted: np.ndarray[Any, Any], given: Any, runner: _Compiled, frame: p
         same &= (_label(given) == _label(wanted))[:, None] | (program.link == predictors.IDENTITY)
     if not same.all():
         row = int(np.flatnonzero(~same.all(axis=1))[0])
-        what = f"{int((~same.all(axis=1)).sum())} of {frame.height} rows differ"
+        what = f"{int((~same.all(axis=1)).sum()):,} of {frame.height:,} rows differ"
         raise NotCompiledError(_shown(f"{what}: {given[row].tolist()} instead of {wanted[row].tolist()}", frame, row))
 
 
