@@ -37,7 +37,7 @@ from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.log import Log
 from tidemill.ports.online import Online
 from tidemill.ports.reader import Reader
-from tidemill.spec.source import Files, Table
+from tidemill.spec.source import Table
 from tidemill.spec.system import System
 
 #: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
@@ -251,7 +251,7 @@ class Mill:
 
     def _take(self, tick: int, drafts: list[Draft], fresh: dict[str, list[pl.DataFrame]]) -> None:
         for source in self.system.sources:
-            history = isinstance(source.reader, Files) and source.name not in self.state.loaded
+            history = source.has_history and source.name not in self.state.loaded
             came = False
             try:
                 for taken in self._intake.take(source.name, tick=tick, history=history):
