@@ -6,7 +6,7 @@ Trainings run in this process, on one thread as live ones do, and each only once
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,8 @@ Past = Mapping[str, pl.DataFrame]
 
 #: Told how far a rehearsal is: ticks done, ticks in all, and what it is doing.
 Tell = Callable[[int, int, str], None]
+
+_SHARE = 10  # so many times the live run must last as long as what would be rehearsed without it
 
 
 class Trainings:
@@ -225,17 +227,29 @@ def _last(system: System, past: Past) -> int:
 
 
 def period(project: Project, asked: Mapping[str, pl.DataFrame]) -> tuple[int, int]:
-    """Return the stretch to rehearse by default: that of the live run, else the last third of the questions."""
+    """Return the stretch to rehearse by default, as ``stretch`` gives it. Raises WorkspaceError when there is none."""
     ticks = project.workspace.journal.ticks() if project.workspace.exists else ()
-    if len(ticks) > 1:
-        return ticks[0], ticks[-1]
-    moments = pl.concat(
-        [examples(model, asked[model.name], FOREVER // 2)[0][ASKED_AT].to_physical() for model in project.system.models]
-    )
-    first, last = moments.min(), moments.max()
+    moments = [
+        examples(model, asked[model.name], FOREVER // 2)[0][ASKED_AT].to_physical() for model in project.system.models
+    ]
+    return stretch(pl.concat(moments), ticks)
+
+
+def stretch(moments: pl.Series, ticks: Sequence[int]) -> tuple[int, int]:
+    """Return the last third of the time in which questions were asked; ``moments``: when (microseconds).
+
+    A live run (its ``ticks``) that is at least a tenth as long is taken instead; a shorter one has hardly a question to
+    rehearse. Raises WorkspaceError when there is neither.
+    """
+    live = (ticks[0], ticks[-1]) if len(ticks) > 1 else None
+    past = moments.filter(moments <= ticks[-1]) if ticks else moments  # schedules hold questions of days to come
+    first, last = past.min(), past.max()
     if not isinstance(first, int) or not isinstance(last, int):
-        raise WorkspaceError("There is no question in the past: no example has a time at which it is asked.")
-    return last - (last - first) // 3, last
+        if live is None:
+            raise WorkspaceError("There is no question in the past: no example has a time at which it is asked.")
+        return live
+    third = (last - first) // 3
+    return live if live and (live[1] - live[0]) * _SHARE >= third else (last - third, last)
 
 
 def backtest(

@@ -6,6 +6,7 @@ compiled predictor does without: a server starts quickly and stays small.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -62,8 +63,11 @@ class Workspace:
 
     @cached_property
     def online(self) -> Online:
-        """Online state: LMDB."""
-        online: Online = adapter("online", "lmdb")(self.root / "online")
+        """Online state: LMDB, whose readers write, too: into its table of who reads. Raises WorkspaceError."""
+        where = self.root / "online"
+        if where.exists() and not os.access(where, os.W_OK):
+            raise WorkspaceError(f"The online state in {where} can only be read by who can write it, too.")
+        online: Online = adapter("online", "lmdb")(where)
         return online
 
     @cached_property

@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tidemill.base.clock import DAY, HOUR, parse_time, to_datetime
+from tidemill.base.errors import WorkspaceError
 from tidemill.cli.main import main
+from tidemill.rehearsal import stretch
 
 SYSTEM = """
 import polars as pl
@@ -111,6 +113,19 @@ def test_default_is_the_declared_policy_against_never(project: Callable[[int], P
     said = found(project(10 * DAY), "--tick", "1d")
     assert [each["policy"] for each in said["policies"]] == ["declared", "never"]
     assert [each["trainings"] for each in said["policies"]] == [3, 1]
+
+
+def test_by_default_the_last_third_is_rehearsed_until_the_live_run_is_long_enough() -> None:
+    asked = pl.Series([START + day * DAY for day in range(91)])
+    end = START + 90 * DAY
+    third = (START + 60 * DAY, end)
+    assert stretch(asked, ()) == third
+    assert stretch(asked, (end, end + HOUR)) == third
+    assert stretch(asked, (end, end + 3 * DAY)) == (end, end + 3 * DAY)
+    assert stretch(asked, (end - 30 * DAY,)) == (START + 40 * DAY, START + 60 * DAY)  # what comes later is no past
+    assert stretch(asked.clear(), (end, end + HOUR)) == (end, end + HOUR)
+    with pytest.raises(WorkspaceError, match="no question in the past"):
+        stretch(asked.clear(), ())
 
 
 def test_planted_future_does_not_leak(project: Callable[[int], Path]) -> None:

@@ -97,7 +97,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(folder, "up", "--once")
     assert first.exit_code == 0, first.output
     assert "v1 is champion" in first.output
-    assert "returns: 1 row refused; the reasons are in the table returns__quarantine" in first.output
+    assert "returns: 1 row refused; see why with: tidemill quarantine returns" in first.output
     server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
     try:
         for number in range(20):
@@ -146,6 +146,8 @@ def test_a_pattern_that_matches_no_file_is_named(tmp_path: Path) -> None:
         assert [each["what"].partition(" in ")[0] for each in noted if each["where"] == "source 'returns'"] == [
             "no file matches 'retruns/*.csv'"
         ]
+    done = run(tmp_path, "up", "--once")
+    assert "back: no training yet; it waits for the first rows of returns, its labels" in " ".join(done.output.split())
 
 
 def test_check_refuses_a_table_that_reads_the_future(tmp_path: Path) -> None:
@@ -185,15 +187,31 @@ def test_a_second_run_does_no_work_and_says_so(built: Path) -> None:
 def test_status_shows_tables_and_models(built: Path) -> None:
     found = data(built, "status")
     tables = {table["name"]: table for table in found["tables"]}
-    assert tables["orders"]["rows"] == ORDERS
+    assert tables["orders"]["versions"] == ORDERS
     assert tables["returns"]["quarantined"] == 1
-    assert tables["predictions"]["rows"] == 20
+    assert tables["predictions"]["versions"] == 20
     champion = found["models"][0]["champion"]
     assert champion["version"] == 1
     assert champion["metrics"]["roc_auc"]["value"] > 0.8
     text = run(built, "status").output
     assert "not serving" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_quarantine_shows_what_was_refused_and_why(built: Path) -> None:
+    found = data(built, "quarantine", "returns")
+    [refused] = found["newest"]
+    assert (found["rows"], refused["reason"]) == (1, "'weight' is 1000.0, outside 0 to 100")
+    assert json.loads(refused["row"])["order"] == "o0"
+    [reason] = found["reasons"]
+    assert reason == {"reason": "'weight' is …, outside 0 to 100", "rows": 1, "newest": refused["at"]}
+    shown = run(built, "quarantine", "returns", "-n", "1").output
+    assert "returns   1 row refused" in shown
+    assert '{"order": "o0", "decided"' in shown
+    assert data(built, "quarantine", "orders")["reasons"] == []
+    assert run(built, "quarantine", "orders").output == "orders has refused no row.\n"
+    assert "its inputs are orders" in run(built, "quarantine", "large").output
+    assert "Did you mean 'returns'?" in run(built, "quarantine", "return").output
 
 
 def test_journal_is_filtered_and_canonical(built: Path) -> None:
@@ -326,6 +344,31 @@ def test_rebuild_waits_until_the_new_state_is_there(tmp_path: Path) -> None:
         assert waiting.wait(timeout=30) == 0
     finally:
         waiting.kill()
+
+
+_READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" || exit 99
+cd "$0" && for each in status journal predictions "route show" "parity --limit 1"; do
+    "$1" -m tidemill.cli.main $each || exit 1
+done
+! "$1" -m tidemill.cli.main retrain back --reason why
+"""
+
+
+def test_what_cannot_be_written_is_still_read(built: Path) -> None:
+    """Mounted so that nobody can write: root, too."""
+    inside = ["unshare", "--map-root-user", "--mount", "bash", "-c", _READ_ONLY, str(built), sys.executable]
+    try:
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("nothing may be mounted here")
+    assert done.returncode == 0, done.stderr
+    assert "v1 since" in done.stdout
+    assert "can only be read by who can write it" in " ".join(done.stdout.split())
+    assert "v1 is champion" in done.stdout
+    assert "can be read, but not written. Let this user write there" in done.stderr
 
 
 def test_up_serves_until_it_is_told_to_stop(built: Path) -> None:

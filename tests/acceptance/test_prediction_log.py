@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tidemill import project as projects
-from tidemill.base.clock import HOUR, MINUTE, SECOND, SystemClock, format_time
+from tidemill.base.clock import HOUR, MINUTE, SECOND, SystemClock, format_time, parse_time
 from tidemill.base.errors import NotFoundError
 from tidemill.cli.main import main
 from tidemill.loop.supervisor import ServerProcess
@@ -75,6 +75,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     again(projects.open(folder))
     run(folder, "route", "set", "back", "--canary", "v1", "--share", "0.5", "--shadow", "1", "--reason", "to see")
     assert "canary v1 0.5, shadow v1" in run(folder, "up", "--once").output
+    [shown] = json.loads(run(folder, "route", "show", "--json").output).values()
+    assert parse_time(shown["since"]) > NOW
     server = ServerProcess(folder / "system.py", 0, folder / "server.txt")
     try:
         rows = [{"order": id, "shop": "a", "amount": 5.0 * place} for place, id in enumerate(IDS)]

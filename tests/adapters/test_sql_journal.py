@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sql
 
+from tidemill.adapters import sql_journal
 from tidemill.adapters.sql_journal import SqlJournal
 from tidemill.base.errors import LeaseHeldError, MissingExtraError, WorkspaceError
 from tidemill.ports.journal import Draft, Journal, Lease
@@ -206,6 +207,60 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file where the workspace should be")
     with pytest.raises(WorkspaceError, match="taken cannot be made: File exists"):
         SqlJournal(tmp_path / "taken" / "journal.db")
+
+
+class TestReadOnly:
+    """Nothing can be written. Root may write everywhere, so that the journal is told so."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        path = tmp_path / "a ?b%20.db"
+        journal = SqlJournal(path)
+        lease = journal.acquire()
+        journal.append([Draft(n, "commit", {"n": n}) for n in range(3)], lease)
+        lease.release()
+        journal.close()
+        monkeypatch.setattr(sql_journal, "_writable", lambda _: False)
+        return path
+
+    def test_it_is_read_and_nothing_is_made_beside_it(self, path: Path) -> None:
+        before = sorted(path.parent.iterdir())
+        journal = SqlJournal(path)
+        assert [entry.body["n"] for entry in journal.read()] == [0, 1, 2]
+        assert (journal.last(), list(journal.ticks()), journal.requests()) == (3, [], ())
+        assert sorted(path.parent.iterdir()) == before
+        journal.close()
+
+    def test_what_a_worker_writes_meanwhile_is_read(self, path: Path) -> None:
+        journal = SqlJournal(path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sql_journal, "_writable", lambda _: True)
+            worker = SqlJournal(path)
+        worker.append([Draft(3, "commit", {"n": 3})], worker.acquire())
+        assert [entry.body["n"] for entry in journal.read()] == [0, 1, 2, 3]
+        assert path.with_name(f"{path.name}-wal").stat().st_size > 0
+        worker.close()
+        journal.close()
+
+    def test_a_write_says_what_is_wrong(self, path: Path) -> None:
+        journal = SqlJournal(path)
+        with pytest.raises(WorkspaceError, match="can be read, but not written"):
+            journal.request("retrain", {})
+        with pytest.raises(WorkspaceError, match="can be read, but not written"):
+            journal.acquire()
+        journal.close()
+
+    def test_entries_that_cannot_be_read_are_not_left_out(self, path: Path) -> None:
+        path.with_name(f"{path.name}-wal").write_bytes(b"left behind")
+        with pytest.raises(WorkspaceError, match=r"still in .*-wal, which SQLite cannot read"):
+            SqlJournal(path)
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    journal = SqlJournal(tmp_path / "journal.db", lock=str(tmp_path))
+    with pytest.raises(WorkspaceError, match="cannot be written: Is a directory"):
+        journal.acquire()
+    journal.close()
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

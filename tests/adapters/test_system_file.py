@@ -72,6 +72,7 @@ def test_the_only_system_is_found_whatever_its_name(write: Write) -> None:
 def test_none_or_two_systems_are_refused(write: Write) -> None:
     found = fault(write("sistem = 3"))
     assert (found.where, found.what) == ("system.py", "declares no System.")
+    assert found.do == "Write system = tm.System('name', model) at its end."  # another name would be taken, too
     found = fault(
         write("""
         one = tm.System("one", model("a"))

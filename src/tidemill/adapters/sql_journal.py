@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import socket
+import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from tidemill.ports.lake import Fence
 
 SCHEMA_VERSION = 1
 _PAGE = 1_000  # entries a read transaction takes at once, so that a slow consumer never pins the write-ahead log
+_LET_WRITE = "Let this user write there, or copy the folder to where it can."
 _BUSY_SECONDS = 60.0  # how long a SQLite write waits for another process's write
 
 # SQLite makes only an INTEGER primary key the row's own number.
@@ -256,7 +258,10 @@ class _FileLock:
         self._file: int | None = None
 
     def take(self) -> bool:
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise WorkspaceError(f"{self._path} cannot be written: {error.strerror}. {_LET_WRITE}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -294,7 +299,8 @@ class _AdvisoryLock:
 
 
 def _open_sqlite(url: sql.URL) -> sql.Engine:
-    folder = Path(str(url.database)).parent
+    file = Path(str(url.database))
+    folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -303,7 +309,12 @@ def _open_sqlite(url: sql.URL) -> sql.Engine:
             "write there."
         ) from error
     # Python's driver would begin transactions on its own; with isolation_level None it leaves that to _begin.
-    engine = sql.create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "isolation_level": None})
+    how: dict[str, Any] = {"timeout": _BUSY_SECONDS, "isolation_level": None}
+    shut = file.exists() and not (_writable(folder) and _writable(file))
+    if shut:  # looked at anew for each transaction, because another user's worker may start meanwhile
+        engine = sql.create_engine(url, creator=lambda: _look(file, how), poolclass=sql.pool.NullPool)
+    else:
+        engine = sql.create_engine(url, connect_args=how)
 
     @sql.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:
@@ -312,9 +323,34 @@ def _open_sqlite(url: sql.URL) -> sql.Engine:
 
     @sql.event.listens_for(engine, "begin")
     def _begin(connection: sql.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+        write = connection.get_execution_options().get("write")
+        if write and shut:
+            raise WorkspaceError(f"{folder} can be read, but not written. {_LET_WRITE}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK)
+
+
+def _look(file: Path, how: dict[str, Any]) -> sqlite3.Connection:
+    """Open a SQLite file where nothing can be written, not even SQLite's own files beside it.
+
+    While a worker has it open, these files are there, and SQLite reads by them. Else there are none, and SQLite must be
+    told that it needs none. Raises WorkspaceError when entries are in the log alone, which only a writer can take over.
+    """
+    log, index = (Path(f"{file}-{each}") for each in ("wal", "shm"))
+    shared = log.exists() and index.exists()
+    if not shared and log.exists() and log.stat().st_size:
+        raise WorkspaceError(
+            f"The newest entries of the journal are still in {log}, which SQLite cannot read where it cannot write. "
+            f"{_LET_WRITE}"
+        )
+    mode = "mode=ro" if shared else "immutable=1"
+    opened: sqlite3.Connection = sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True, **how)
+    return opened
 
 
 def _make(engine: sql.Engine) -> None:

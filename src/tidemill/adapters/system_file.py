@@ -13,7 +13,6 @@ from types import ModuleType
 
 from tidemill.adapters.deferred import deferred
 from tidemill.base.errors import DeclarationError, Fault
-from tidemill.base.schema import nearest
 from tidemill.spec.system import System
 
 # What people import and what pip calls it, where the two differ.
@@ -104,8 +103,7 @@ def _system(module: ModuleType, path: Path, text: str) -> System:
     if len(distinct) == 1:
         return found[next(iter(distinct.values()))]
     if not found:
-        hint = nearest("system", vars(module)).strip() or "Write system = tm.System('name', model) at its end."
-        raise _fault(path.name, "declares no System.", hint)
+        raise _fault(path.name, "declares no System.", "Write system = tm.System('name', model) at its end.")
     names = ", ".join(sorted(found))
     line = max(_assigned(text, name) for name in found)
     raise _fault(f"{path.name}:{line}", f"declares {len(distinct)} Systems: {names}.", "Call the one to run 'system'.")

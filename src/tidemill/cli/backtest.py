@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """Rehearse retraining policies on your own past, with the code that runs live, and compare what they earn.
 
-    Rows come when they became known, questions when they would have been asked, to the tick. Without --policy, the
-    declared policy is held against never retraining:
+    Rows come when they became known, questions when they would have been asked, to the tick. Without --from and --to it
+    is the last third of the time in which questions were asked, or the live run once that is at least a tenth as long.
+    Without --policy, the declared policy is held against never retraining:
 
     \b
       tidemill backtest --policy "monthly=every 30d" --policy "weekly=every 7d, drift, window 90d"

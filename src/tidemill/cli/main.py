@@ -19,6 +19,7 @@ COMMANDS = {
     "up": ("tidemill.cli.up", "Build what is missing, serve, and keep the mill turning."),
     "status": ("tidemill.cli.status", "Show tables, models, endpoint and what is under way."),
     "journal": ("tidemill.cli.journal", "Show what was committed and decided, and why."),
+    "quarantine": ("tidemill.cli.quarantine", "Show which rows a source refused, and why."),
     "history": ("tidemill.cli.history", "Show a model's versions and who was live when."),
     "trace": ("tidemill.cli.trace", "Account for one prediction: data, features, code, model, label."),
     "predictions": ("tidemill.cli.predictions", "Read the prediction log with features, labels and routes."),
@@ -63,7 +64,7 @@ class _Commands(click.Group):
                 click.secho(f"{count}{error}", fg="red", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted. Nothing is lost; run the command again to go on.", err=True)
+            click.echo("Interrupted. Nothing that is stored is lost; the command can be run again.", err=True)
             sys.exit(130)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tidemill.base.clock import format_time
 from tidemill.base.errors import TidemillError
 from tidemill.cli.asking import ask, wait
 from tidemill.cli.common import echo_json, json_option, project_option
@@ -81,7 +82,7 @@ def show(model: str | None, path: Path, as_json: bool) -> None:
                 name: {
                     CHAMPION: state.model(name).aliases.get(CHAMPION),
                     "route": state.model(name).route.as_json(),
-                    "since": state.model(name).routed_at,
+                    "since": None if (at := state.model(name).routed_at) is None else format_time(at),
                 }
                 for name in names
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tidemill.base.clock import MINUTE, SECOND, SystemClock, format_duration, format_time
+from tidemill.base.errors import WorkspaceError
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, grid, open_running, probe, section
-from tidemill.cli.words import figure, rebuild, sentence, serving, when
-from tidemill.engine.feature.freshness import freshness
+from tidemill.cli.words import figure, rebuild, sentence, serving, still, when
+from tidemill.engine.feature.freshness import Freshness, freshness
 from tidemill.engine.predict.records import RESERVED_TABLES
 from tidemill.engine.predict.state import ModelState, State, fold
 from tidemill.engine.table.tally import report
@@ -40,7 +42,11 @@ def command(path: Path, as_json: bool) -> None:
 
 
 def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Return the status as plain data. Times are ISO 8601; ``age`` of a table is that of its newest commit."""
+    """Return the status as plain data. Times are ISO 8601.
+
+    Of a table: ``versions``, how many versions of rows are stored, corrections and withdrawals among them (how many
+    rows are visible, only reading them could tell); ``age``, that of its newest commit.
+    """
     entries = list(entries)
     state, now = fold(entries), SystemClock().now()
     cleaned = report(entry.body for entry in entries if entry.kind == "commit")
@@ -59,7 +65,7 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
             {
                 "name": name,
                 "kind": "ledger" if table is None else "source" if isinstance(table, Source) else "table",
-                "rows": state.rows.get(name, 0),
+                "versions": state.rows.get(name, 0),
                 "newest": format_time(newest[name]) if name in newest else None,
                 "age": _age(now - newest[name]) if name in newest else None,
                 "quarantined": refused.get(name, 0),
@@ -83,12 +89,18 @@ def collect(project: Project, entries: Iterable[Entry]) -> dict[str, Any]:
 
 
 def _online(project: Project, now: int) -> dict[str, Any]:
-    """Return how fresh the online state and each feature view in it is."""
-    store = project.workspace.online
+    """Return how fresh the online state and each feature view in it is; ``unread``: why that cannot be said, or None.
+
+    The rest of the status does not depend on it: it is shown where nothing can be written, too.
+    """
+    unread = None
     try:
-        found = freshness(store)
-    finally:
-        store.close()
+        store = project.workspace.online
+    except WorkspaceError as error:
+        found, unread = Freshness(), str(error)
+    else:
+        with closing(store):
+            found = freshness(store)
     views = []
     for view in project.system.views:
         if not isinstance(view, OnDemand):
@@ -101,6 +113,7 @@ def _online(project: Project, now: int) -> dict[str, Any]:
     rebuilding = found.rebuilding
     return {
         "tick": format_time(found.applied.tick) if found.applied else None,
+        "unread": unread,
         "lag": max(now - found.applied.t, 0) / SECOND if found.applied else None,
         "views": views,
         "rebuilding": None
@@ -162,18 +175,23 @@ def _show(out: Console, found: dict[str, Any], entries: list[Entry]) -> None:
     served = found["endpoint"]
     place = f"serving on [bold]{served['url']}[/]" if served else "not serving"
     out.print(f"[bold]{found['system']}[/]   newest tick {_minute(found['tick'])}   {place}")
-    table = grid("table", "rows", "newest", "age", "quarantined", "", right=(1, 4))
+    table = grid("table", "versions", "newest", "age", "quarantined", "", right=(1, 4))
     for each in found["tables"]:
         state = Text("stands still" if each["halted"] else "", style="red")
         bad = Text(f"{each['quarantined']:,}", style="yellow" if each["quarantined"] else "dim")
-        quiet = "" if each["rows"] else "dim"
+        quiet = "" if each["versions"] else "dim"
         table.add_row(
-            Text(each["name"], style=quiet), f"{each['rows']:,}", _minute(each["newest"]), each["age"] or "", bad, state
+            Text(each["name"], style=quiet),
+            f"{each['versions']:,}",
+            _minute(each["newest"]),
+            each["age"] or "",
+            bad,
+            state,
         )
     section(out, "Tables", table)
     for each in found["tables"]:
         if each["halted"]:
-            why = Text(f"{each['name']} stands still: {each['halted']}", style="red")
+            why = Text(still(each["name"], each["halted"]), style="red")
             out.print(Padding(why, (0, 0, 0, 2), expand=False))
     if any(each["cleaned"] for each in found["tables"]):
         section(out, "Cleaning", _cleaning(found["tables"]))
@@ -194,6 +212,8 @@ def _views(online: dict[str, Any]) -> Any:
     lines = grid("view", "table", "newest event", "known")
     for each in online["views"]:
         lines.add_row(each["name"], each["table"], _minute(each["newest_event"]), _minute(each["newest_known"]))
+    if online["unread"] is not None:
+        return Group(Text(online["unread"], style="yellow"))
     lag = "" if online["lag"] is None else f", {_age(int(online['lag'] * SECOND))} ago".replace("now ago", "now")
     below = [Text(f"Online state as of {_minute(online['tick'])}{lag}.", style="dim")]
     if online["rebuilding"] is not None:

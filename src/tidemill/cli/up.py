@@ -160,6 +160,8 @@ class _Run:
         elif not changed:
             self._say("", f"{when(tick)}  the new declaration is in force; nothing had to be built")
         self._turned(turned)
+        for name, awaited in self._mill.waits(tick).items():
+            self._say("yellow", f"{name}: no training yet; it waits for {awaited}")
         return tick
 
     def _now(self, last: int) -> int:
@@ -177,7 +179,7 @@ class _Run:
             if "champion" in state.model(model.name).aliases
         ]
         rows = sum(state.rows[name] for name in tables)
-        parts = [count(len(tables), "table"), count(rows, "row"), *models]
+        parts = [count(len(tables), "table"), count(rows, "row version"), *models]
         return f"Nothing new: {', '.join(parts)}, as declared."
 
     def _turned(self, turned: Turned) -> None:

@@ -88,7 +88,7 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "fail":
             return [("red", f"{body['model']}: the training failed: {body['reason']}")]
         case "halt":
-            return [("red", f"source {body['source']} stands still: {body['reason']}")]
+            return [("red", f"source {still(body['source'], body['reason'])}")]
         case "resume":
             return [("green", f"source {body['source']} is read again")]
         case "watch":
@@ -96,11 +96,16 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
     return []
 
 
+def still(source: str, reason: str) -> str:
+    """Return that a source stands still, and why, without naming it again."""
+    return f"{source} stands still: {reason.removeprefix(f'source {source!r}: ')}"
+
+
 def refused_rows(commit: Mapping[str, Any]) -> str:
-    """Return how many rows of a commit went to quarantine, and where the reasons are."""
+    """Return how many rows of a commit went to quarantine, and how to see why."""
     number, name = commit["quarantined"], commit["table"]
     rows = f"{number:,} row{'' if number == 1 else 's'}"
-    return f"{name}: {rows} refused; the reasons are in the table {name}__quarantine"
+    return f"{name}: {rows} refused; see why with: tidemill quarantine {name}"
 
 
 def _alarms(body: Mapping[str, Any]) -> list[tuple[str, str]]:

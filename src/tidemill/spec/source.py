@@ -31,10 +31,12 @@ class Push:
 class Rows:
     """Rows from any Python callable that returns an iterable of dicts, Polars frames or Arrow batches.
 
-    The callable is asked once a tick with the number of rows taken so far and returns the rows after them.
+    The callable is asked once a tick with the number of rows taken so far and returns the rows after them. With
+    ``history``, what it returns at first keeps its declared known-at, as the first load of files does.
     """
 
     function: Callable[[int], Iterable[Any]]
+    history: bool = False
 
 
 def files(pattern: str) -> Files:
@@ -47,9 +49,12 @@ def push() -> Push:
     return Push()
 
 
-def rows(function: Callable[[int], Iterable[Any]]) -> Rows:
-    """Take rows from ``function(taken)``: dicts, Polars frames or Arrow batches, all after the first ``taken`` rows."""
-    return Rows(function)
+def rows(function: Callable[[int], Iterable[Any]], *, history: bool = False) -> Rows:
+    """Take rows from ``function(taken)``: dicts, Polars frames or Arrow batches, all after the first ``taken`` rows.
+
+    ``history``: the first load is history, whose rows keep their declared known-at; questions of the past see them.
+    """
+    return Rows(function, history)
 
 
 def _names(key: str | Iterable[str]) -> tuple[str, ...]:
@@ -106,6 +111,11 @@ class Source:
     def static(self) -> bool:
         """True when the table has no event time."""
         return self.event_time is None
+
+    @property
+    def has_history(self) -> bool:
+        """True when its first load keeps the declared known-at (time rule 5)."""
+        return isinstance(self.reader, Files) or (isinstance(self.reader, Rows) and self.reader.history)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,17 @@ def test_help_loads_nothing_heavy() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+def test_an_interrupted_command_promises_only_what_every_command_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tidemill.cli.backtest.projects.open", interrupt)
+    result = CliRunner().invoke(main, ["backtest"])
+    assert (result.exit_code, result.stderr) == (
+        130, "Interrupted. Nothing that is stored is lost; the command can be run again.\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -43,6 +54,7 @@ def test_help_loads_nothing_heavy() -> None:
         "up",
         "status",
         "journal",
+        "quarantine",
         "history",
         "trace",
         "retrain",

@@ -58,7 +58,14 @@ def test_a_commit_takes_note_and_decides_nothing() -> None:
     entry = Entry(1, 0, "commit", {"table": "orders", "rows": 1200, "quarantined": 3})
     assert decisions(entry) == []
     assert sentence(entry) == "orders: 1,200 rows, 3 quarantined"
-    assert refused_rows(entry.body) == "orders: 3 rows refused; the reasons are in the table orders__quarantine"
+    assert refused_rows(entry.body) == "orders: 3 rows refused; see why with: tidemill quarantine orders"
+
+
+def test_a_source_that_stands_still_is_named_once() -> None:
+    body = {"source": "orders", "reason": "source 'orders': the columns of b.csv are not the contract's."}
+    assert sentence(Entry(1, 0, "halt", body)) == (
+        "source orders stands still: the columns of b.csv are not the contract's."
+    )
 
 
 def test_a_promotion_names_what_it_replaces() -> None:

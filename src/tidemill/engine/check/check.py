@@ -99,10 +99,10 @@ def warnings(system: System) -> tuple[Fault, ...]:
             title(source),
             "brings rows of a function: each is known from the tick on that takes it in, so that no question of the "
             "past sees it.",
-            "Bring its history as files (tm.files), which keep their declared known-at.",
+            "Where the function returns the past at first, declare tm.rows(…, history=True); or bring it as files.",
         )
         for source in system.sources
-        if isinstance(source.reader, Rows)
+        if isinstance(source.reader, Rows) and not source.has_history
     ]
     for model in system.models:
         same = [column for column in model.plain if column in model.label.value.columns]

@@ -176,6 +176,8 @@ def _rows(table: Source | Table) -> Parts:
         "checks": [_check(check) for check in table.checks],
     }
     if isinstance(table, Source):
+        if isinstance(table.reader, Rows) and table.reader.history:  # of files it goes without saying
+            parts["history"] = True
         return {"kind": "source", **parts, "corrected_at": table.corrected_at, "tombstone": table.tombstone}
     if known is None:
         parts["known_at"] = "latest of its inputs"
@@ -210,7 +212,7 @@ def _reader(source: Source) -> Parts:
     match source.reader:
         case Files(pattern):
             return {"files": pattern}
-        case Rows(function):
+        case Rows(function=function):
             return {"rows": describe_code(function)}
         case _:
             return {"push": True}

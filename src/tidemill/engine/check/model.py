@@ -169,7 +169,7 @@ def _estimator(where: str, model: Model, categories: Categories) -> Iterator[Fau
             if count > limit:
                 yield Fault(
                     where,
-                    f"the feature '{column}' has {count} different values; {type(estimator).__name__} takes {limit}.",
+                    f"the feature '{column}' has {count:,} different values; {type(estimator).__name__} takes {limit}.",
                     "Encode it first, in a pipeline: make_pipeline(TargetEncoder(), …), or group rare values.",
                 )
     if type(estimator).__name__.startswith("LGBM"):

@@ -118,10 +118,10 @@ def _source(source: Source, what: str, known: BuiltTable | None) -> Item:
     if why:
         return Item("rebuild", what, (*why, *where))
     if where:
-        return Item("change", what, (*where, f"the {known.rows} rows already loaded stay"))
+        return Item("change", what, (*where, f"the {known.rows:,} rows already loaded stay"))
     if known.pending:
         kind = "file" if isinstance(source.reader, Files) else "row"
-        return Item("load", what, (f"{known.pending} new {kind}{'s' if known.pending > 1 else ''}",))
+        return Item("load", what, (f"{known.pending:,} new {kind}{'s' if known.pending > 1 else ''}",))
     return Item("nothing", what)
 
 
@@ -169,7 +169,7 @@ def _left_over(system: System, built: Built) -> Iterator[Fault]:
     declared = {table.name for table in system.tables}
     for name, table in built.tables.items():
         if name not in declared:
-            yield Fault(f"table '{name}'", f"is no longer declared; its {table.rows} rows are kept.", "")
+            yield Fault(f"table '{name}'", f"is no longer declared; its {table.rows:,} rows are kept.", "")
     names = {model.name for model in system.models}
     for name in built.models:
         if name not in names:

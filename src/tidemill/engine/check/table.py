@@ -15,7 +15,7 @@ from tidemill.engine.check import fingerprint
 from tidemill.engine.check.clean import cleaned_schema, step_faults
 from tidemill.engine.check.column import Schema, Schemas, expression, first_line, kept, kind, missing, title
 from tidemill.spec.check import Between, Holds, NotNull, OneOf
-from tidemill.spec.source import Files, Source, Table
+from tidemill.spec.source import Files, Rows, Source, Table
 from tidemill.spec.time import Offset
 
 _SUFFIXES = (".csv", ".parquet", ".ndjson", ".jsonl")
@@ -108,6 +108,9 @@ def _source(where: str, source: Source, repeated: Collection[str]) -> Iterator[F
         if suffix not in _SUFFIXES and "*" not in suffix:
             what = f"its files '{source.reader.pattern}' are of no known format."
             yield Fault(where, what, f"Known are {', '.join(_SUFFIXES)}.")
+    if isinstance(source.reader, Rows) and source.has_history and source.known_at is None:
+        what = "its first load is history, and nothing says when the rows of it became known."
+        yield Fault(where, what, "Declare known_at=: a column, or tm.before or tm.after one.")
     derived = isinstance(fingerprint.known_at(source), Offset) or (
         source.known_at is None and isinstance(source.reader, Files) and not source.static
     )

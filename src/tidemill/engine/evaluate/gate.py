@@ -92,16 +92,16 @@ def decide(
 def _outcome(gate: Gate, case: Case, difference: Interval, length: str) -> tuple[Outcome, str]:
     rows, blocks = difference.rows, difference.blocks
     if rows < gate.min_rows:
-        return "wait", f"only {rows} mature rows to compare on; the gate needs {gate.min_rows}. Keep going."
+        return "wait", f"only {rows:,} mature rows to compare on; the gate needs {gate.min_rows:,}. Keep going."
     if blocks < MIN_BLOCKS:
-        return "wait", f"the {rows} rows lie in {blocks} blocks of {length}; the gate needs {MIN_BLOCKS}. Keep going."
+        return "wait", f"the {rows:,} rows lie in {blocks} blocks of {length}; the gate needs {MIN_BLOCKS}. Keep going."
     if difference.value is None or difference.low is None or difference.high is None:
-        return "wait", f"{gate.metric} is not defined on these {rows} rows (one class only, perhaps). Keep going."
+        return "wait", f"{gate.metric} is not defined on these {rows:,} rows (one class only, perhaps). Keep going."
     worse = worsening(gate.metric, difference.value)
     at_best, at_worst = sorted(worsening(gate.metric, end) for end in (difference.low, difference.high))
     rival = "the baseline" if case == "first" else "the champion"
     said = (
-        f"{gate.metric} {'worse' if worse > 0 else 'better'} than {rival} by {abs(worse):.4g} on {rows} rows of "
+        f"{gate.metric} {'worse' if worse > 0 else 'better'} than {rival} by {abs(worse):.4g} on {rows:,} rows of "
         f"{blocks} blocks of {length}; at {gate.confidence:.0%} confidence"
     )
     if case == "refresh":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import polars as pl
 
+from tidemill.base.clock import format_time
 from tidemill.base.errors import TidemillError
 from tidemill.base.hashing import fingerprint
 from tidemill.engine.check.fingerprint import judging, recipe_fingerprint
@@ -104,12 +105,29 @@ class Decider:
         # An ``otherwise`` alone is nothing to learn from.
         if self._lake.head(model.examples.name) is None or self._lake.head(model.label.table.name) is None:
             return 0
-        rows = pl.DataFrame(self._lake.scan(model.examples.name))
-        found, _ = examples(model, rows, tick + 1)
-        asked = found[ASKED_AT].dt.epoch("us")
-        ripe = asked + (model.label.within + model.label.settle)
+        ripe = self._ripe(model, tick)
         since = state.last_started if state.last_started is not None else -(2**62)
         return int(((ripe >= since) & (ripe < tick + 1)).sum())
+
+    def _ripe(self, model: Model, tick: int) -> pl.Series:
+        """Return when each example that is known at ``tick`` is mature, in microseconds."""
+        rows = pl.DataFrame(self._lake.scan(model.examples.name))
+        found, _ = examples(model, rows, tick + 1)
+        return found[ASKED_AT].dt.epoch("us") + (model.label.within + model.label.settle)
+
+    def waits(self, state: State, tick: int) -> Iterator[tuple[str, str]]:
+        """Yield the models that no training has been started for yet, and what each waits for."""
+        for model in self._system.models:
+            if state.model(model.name).last_started is None:
+                yield model.name, self._awaited(model, tick)
+
+    def _awaited(self, model: Model, tick: int) -> str:
+        for table, use in ((model.examples, "examples"), (model.label.table, "labels")):
+            if self._lake.head(table.name) is None:
+                return f"the first rows of {table.name}, its {use}"
+        first = self._ripe(model, tick).min()
+        when = f"; the first is due at {format_time(first)}" if isinstance(first, int) else ""
+        return f"an example that is old enough to have its label{when}"
 
     def _order(self, model: Model, ahead: State, tick: int, decision: Decision) -> Draft:
         """Draft the start of a training: what it reads, and when it takes effect."""

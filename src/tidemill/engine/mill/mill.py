@@ -39,7 +39,7 @@ from tidemill.ports.log import Log
 from tidemill.ports.online import Online
 from tidemill.ports.reader import Reader
 from tidemill.ports.scratch import Scratch
-from tidemill.spec.source import Files, Table
+from tidemill.spec.source import Table
 from tidemill.spec.system import System
 
 #: A table is tidied when it has more new versions than this, and keeps as many of the newest as that.
@@ -280,6 +280,10 @@ class Mill:
                     made[model.name] = error
         return made
 
+    def waits(self, tick: int) -> dict[str, str]:
+        """Return the models that no training has been started for yet, and what each waits for."""
+        return dict(self._decider.waits(self.state, tick))
+
     def stop(self) -> None:
         """Stop trainings under way; the next ``start`` takes them up again."""
         self._trainings.stop()
@@ -293,7 +297,7 @@ class Mill:
 
     def _take(self, tick: int, drafts: list[Draft], fresh: Fresh) -> None:
         for source in self.system.sources:
-            history = isinstance(source.reader, Files) and source.name not in self.state.loaded
+            history = source.has_history and source.name not in self.state.loaded
             came = False
             try:
                 for taken in self._intake.take(source.name, tick=tick, history=history):

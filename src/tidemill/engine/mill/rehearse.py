@@ -41,7 +41,7 @@ from tidemill.ports.lake import Commit, Fence, Lake
 from tidemill.ports.log import LogWriter
 from tidemill.ports.reader import Batch
 from tidemill.spec.model import Model
-from tidemill.spec.source import Files, Source, Table
+from tidemill.spec.source import Source, Table
 from tidemill.spec.system import System
 
 #: Gives the predictor that a training (its id) of a model (its name) made.
@@ -90,7 +90,7 @@ def seed(
     for table in system.tables:
         if isinstance(table, Table):
             derivation.update(table, tick=start, code=of(table), history=True)
-    loaded = [source.name for source in system.sources if isinstance(source.reader, Files)]
+    loaded = [source.name for source in system.sources if source.has_history]
     journal.append([Draft(start, "loaded", {"source": name}) for name in loaded], fence)
     journal.end_tick(start, fence)
 

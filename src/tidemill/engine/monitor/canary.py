@@ -18,6 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tidemill.base.clock import DAY, HOUR, format_duration
+from tidemill.base.errors import TidemillError
 from tidemill.base.hashing import seed
 from tidemill.base.schema import SEQ
 from tidemill.engine.evaluate.interval import paired
@@ -188,9 +189,9 @@ def judge(
     gap = pair.difference
     judged = {"rows": gap.rows, "look": look, "metric": gate.metric, "difference": gap.as_json()}
     if gap.value is None:
-        return judged, "wait", f"{gate.metric} is not defined on {gap.rows} mature pairs; keep going"
+        return judged, "wait", f"{gate.metric} is not defined on {gap.rows:,} mature pairs; keep going"
     worse = worsening(gate.metric, gap.value)
-    said = f"{gate.metric} {'worse' if worse > 0 else 'better'} by {abs(worse):.4g} on {gap.rows} mature pairs"
+    said = f"{gate.metric} {'worse' if worse > 0 else 'better'} by {abs(worse):.4g} on {gap.rows:,} mature pairs"
     if gap.low is not None and gap.high is not None:
         at_best = min(worsening(gate.metric, end) for end in (gap.low, gap.high))
         if at_best > gate.margin:
@@ -198,15 +199,23 @@ def judge(
     if not over:
         return judged, "wait", f"{said}; its stretch is not over"
     if gap.rows < gate.min_rows or gap.low is None:
-        return judged, "wait", f"{said}; {gate.min_rows} in three blocks of time are needed, keep going"
+        return judged, "wait", f"{said}; {gate.min_rows:,} in three blocks of time are needed, keep going"
     return judged, "promote", f"{said}: not shown to be worse"
 
 
 def asked_for(model: str, state: ModelState, body: dict[str, Any]) -> Route:
     """Return the route that a request by hand asks for: ``arms`` ([{name, version, share}]) and ``shadows``.
 
-    Raises NotFoundError for a version that there is not, TidemillError for shares and names that cannot be.
+    Raises NotFoundError for a version that there is not, TidemillError for shares and names that cannot be, and for the
+    champion as its own canary. (An arm of another name may be the champion's: a test has a side that stays as it is.)
     """
     arms = [Arm(arm["name"], state.resolve(str(arm["version"])).number, arm["share"]) for arm in body["arms"]]
     shadows = [state.resolve(str(version)).number for version in body["shadows"]]
+    champion = state.aliases.get(CHAMPION)
+    if any(arm.name == CANARY and arm.version == champion for arm in arms):
+        others = ", ".join(f"v{version.number}" for version in state.versions if version.number != champion)
+        raise TidemillError(
+            f"model {model!r}: v{champion} is the champion; a canary is another version. "
+            + (f"Name one of {others}." if others else f"Make one first: tidemill retrain {model}")
+        )
     return route(model, arms, shadows) if arms or shadows else PLAIN

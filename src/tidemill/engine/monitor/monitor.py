@@ -90,7 +90,7 @@ def drift(rule: Psi, reference: Profile, features: pl.DataFrame, prediction: Flo
     Raises TidemillError when a profiled feature is missing or has changed type.
     """
     if features.height < MIN_ROWS:
-        reason = f"only {features.height} recent rows; drift is told from {MIN_ROWS}."
+        reason = f"only {features.height:,} recent rows; drift is told from {MIN_ROWS}."
         return DriftReport(features.height, rule.over, (), (), reason)
     moved = shifts(reference, features, prediction)
     drifted = tuple(shift.feature for shift in moved if shift.psi > max(rule.over, shift.noise))
@@ -147,7 +147,7 @@ def _reach(metric: Metric, figure: Interval, *, better: bool) -> float | None:
 
 def _reason(rule: WorseThan, metric: Metric, live: Interval, worse_by: float | None, at_least: float | None) -> str:
     if worse_by is None:
-        return f"only {live.rows} mature rows on which {metric} can be told; a drop is told from {MIN_ROWS}."
+        return f"only {live.rows:,} mature rows on which {metric} can be told; a drop is told from {MIN_ROWS}."
     said = f"{metric} {'worse' if worse_by > 0 else 'better'} by {abs(worse_by):.4g} than when judged"
     if worse_by <= rule.margin:
         return f"{said}, within the margin of {rule.margin:.4g}."

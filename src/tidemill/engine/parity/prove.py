@@ -190,7 +190,7 @@ def _check(
         name,
         outcome,
         rows,
-        f"{len(differing)} of {rows} rows are answered otherwise {_SAID[name]}, {columns}; "
+        f"{len(differing):,} of {rows:,} rows are answered otherwise {_SAID[name]}, {columns}; "
         f"first {identity}: {_shown(now[row])} instead of {_shown(was[row])}",
     )
 

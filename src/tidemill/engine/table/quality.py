@@ -151,6 +151,15 @@ def judge(
     return reasons
 
 
+def kind_of_reason(reason: pl.Expr) -> pl.Expr:
+    """Return reasons without the value that was found, so that rows refused for the same thing can be counted."""
+    return (
+        reason.str.replace(r"^('.*?' is ).*(, (?:outside|below|above|not one of) )", "${1}…${2}")
+        .str.replace(r"^('.*?': ).*( is not )", "${1}…${2}")
+        .str.replace(r"^(not a [^:]*): .*", "${1}")
+    )
+
+
 def failures(check: Check, schema: Mapping[str, pl.DataType]) -> list[tuple[pl.Expr, pl.Expr]]:
     """Return pairs of expressions: true where the check fails (null and false: it holds), and the reason then.
 

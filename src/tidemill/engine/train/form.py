@@ -188,7 +188,8 @@ def prove_form(fitted: Predictor, rows: pl.DataFrame, compiler: Compiler) -> Ser
     made = probes(runner.opened.program, encoding, rows)
     _accept(fitted, runner, made)
     program = runner.opened.program
-    how = "bit for bit" if program.exact else f"within {RELATIVE:g} and with the same label"
+    label = " and with the same label" if encoding.classes else ""
+    how = "bit for bit" if program.exact else f"within {RELATIVE:g}{label}"
     served = Predictor(encoding, None, runner)
     report = {
         "why": f"it equals the estimator {how}",
@@ -311,7 +312,7 @@ def _equal(wanted: np.ndarray[Any, Any], given: Any, runner: _Compiled, frame: p
         same &= (_label(given) == _label(wanted))[:, None] | (program.link == predictors.IDENTITY)
     if not same.all():
         row = int(np.flatnonzero(~same.all(axis=1))[0])
-        what = f"{int((~same.all(axis=1)).sum())} of {frame.height} rows differ"
+        what = f"{int((~same.all(axis=1)).sum()):,} of {frame.height:,} rows differ"
         raise NotCompiledError(_shown(f"{what}: {given[row].tolist()} instead of {wanted[row].tolist()}", frame, row))
 
 

@@ -570,7 +570,15 @@ def test_rows_of_a_function_warn_that_the_past_does_not_see_them() -> None:
     called = tm.Source("planes", tm.rows(lambda taken: []), key="tailnum")
     (warning,) = warnings(system(model(features=views(plane=called))))
     assert (warning.where, "no question of the past sees it" in warning.what) == ("source 'planes'", True)
-    assert "tm.files" in warning.do
+    assert "history=True" in warning.do
+    told = tm.Source("planes", tm.rows(lambda taken: [], history=True), key="tailnum", known_at="told")
+    assert warnings(system(model(features=views(plane=told)))) == ()
+
+
+def test_history_of_a_function_needs_its_known_at() -> None:
+    called = tm.Source("planes", tm.rows(lambda taken: [], history=True), key="tailnum", event_time="built")
+    (fault,) = check(system(model(features=views(plane=called))))
+    assert (fault.where, fault.do) == ("source 'planes'", "Declare known_at=: a column, or tm.before or tm.after one.")
 
 
 def test_a_feature_named_like_the_labels_column_warns() -> None:

@@ -87,6 +87,7 @@ SOURCE_CHANGES = [
     {"reader": tm.files("other/*.csv")},
     {"reader": tm.push()},
     {"reader": tm.rows(no_rows)},
+    {"reader": tm.rows(no_rows, history=True)},
 ]
 AGGREGATION_CHANGES: list[dict[str, Any]] = [
     {"by": "origin"},

@@ -40,7 +40,7 @@ CASES: list[tuple[str, Case, float, dict[str, Any], str, str]] = [
     ("refresh worse than the margin within noise", "refresh", 0.33, {}, "refuse", "not shown to be as good"),
     ("too few rows", "changed", -1.0, {"per_day": 10}, "wait", "only 300 mature rows"),
     ("too few days", "first", -1.0, {"days": 4, "per_day": 200}, "wait", "lie in 4 blocks of 1d"),
-    ("few days and far better", "first", -1.5, {"days": 7, "per_day": 200}, "pass", "7 blocks of 1d"),
+    ("few days and far better", "first", -1.5, {"days": 7, "per_day": 200}, "pass", "on 1,400 rows of 7 blocks of 1d"),
     ("no rows", "refresh", 0.0, {"days": 0}, "wait", "only 0 mature rows"),
 ]
 

@@ -235,6 +235,32 @@ def test_the_first_load_keeps_known_at_and_what_comes_later_does_not(stage: Stag
     assert [entry.body["source"] for entry in stage.journal.read(kinds=["loaded"])] == [OUTCOMES, VISITS]
 
 
+def called(*, history: bool) -> System:
+    """Return the system with visits from a function."""
+    system = declare()
+    object.__setattr__(system.models[0].examples, "reader", tm.rows(lambda taken: [], history=history))
+    return system
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_the_first_load_of_a_function_is_history_where_that_is_declared(history: bool) -> None:
+    stage = Stage(called(history=history))
+    stage.inputs.load()
+    stage.mill.start()
+    stage.tick(0)
+    stage.inputs.rows[VISITS].append(visit(900, -10))
+    stage.tick(1)
+    rows = stage.rows(VISITS)
+    assert rows["_history"].to_list() == [history] * 140 + [False]
+    assert rows["_known_at"][0] == to_datetime(START - 23 * DAY + HOUR if history else START)
+    assert rows["_known_at"][-1] == to_datetime(START + DAY)
+    assert (VISITS in stage.mill.state.loaded) == history
+    # Rows taken in live would have come as history from now on, and the other way round.
+    stage.system = called(history=not history)
+    with pytest.raises(WorkspaceError, match=r"under another declaration \(history"):
+        stage.restart()
+
+
 def test_a_tick_with_nothing_new_writes_nothing_but_its_end(stage: Stage) -> None:
     for number in range(3):
         stage.tick(number)
@@ -261,6 +287,21 @@ def test_a_model_is_trained_judged_and_promoted_when_its_time_has_come(stage: St
     assert state.training is None
     assert stage.executor.orders[0].as_of == START + 1
     assert stage.journal.step(state.versions[0].training) is not None
+
+
+def test_a_model_says_what_it_waits_for() -> None:
+    stage = Stage()
+    stage.mill.start()
+    awaited: list[str] = []
+    for number, (name, row) in enumerate([(VISITS, visit(0, 4)), (OUTCOMES, told(0, 0)), (VISITS, visit(1, 6))]):
+        stage.tick(number)
+        awaited += stage.mill.waits(START + number * DAY).values()
+        stage.inputs.rows[name].append(row)
+    assert awaited == [
+        f"the first rows of {VISITS}, its examples",
+        f"the first rows of {OUTCOMES}, its labels",
+        f"an example that is old enough to have its label; the first is due at {format_time(START + 5 * DAY + HOUR)}",
+    ]
 
 
 def test_a_source_that_stands_still_says_so_once_and_goes_on(stage: Stage) -> None:

@@ -14,11 +14,13 @@ from sklearn.tree import DecisionTreeClassifier
 import tidemill as tm
 from tidemill.adapters.row_reader import RowReader
 from tidemill.base.clock import DAY, HOUR, VirtualClock, format_time, parse_time
+from tidemill.base.errors import TidemillError
 from tidemill.engine.mill.rehearse import past_questions, rehearse
 from tidemill.engine.monitor import canary
-from tidemill.engine.monitor.canary import judge
+from tidemill.engine.monitor.canary import asked_for, judge
 from tidemill.engine.predict.records import PREDICTIONS
 from tidemill.engine.predict.route import Arm, Route, choose, served_nonce
+from tidemill.engine.predict.state import ModelState, Version
 from tidemill.ports.journal import Entry
 from tidemill.rehearsal import Stage, Trainings
 from tidemill.spec.model import Gate
@@ -217,6 +219,19 @@ def test_routes_by_hand() -> None:
     refused = [entry.body["refused"] for entry in entries if entry.kind == "request"]
     assert refused[0] is None
     assert "There is no version 9" in refused[1]
+
+
+def test_the_champion_is_not_its_own_canary() -> None:
+    def ask(name: str, *, versions: int) -> Route:
+        made = tuple(Version("good", number, "t", "r", 0, 0, {}) for number in range(1, versions + 1))
+        body = {"arms": [{"name": name, "version": "champion", "share": 0.5}], "shadows": []}
+        return asked_for("good", ModelState(versions=made, aliases={"champion": 1}), body)
+
+    with pytest.raises(TidemillError, match=r"v1 is the champion; a canary is another version. Name one of v2, v3\."):
+        ask("canary", versions=3)
+    with pytest.raises(TidemillError, match="Make one first: tidemill retrain good"):
+        ask("canary", versions=1)
+    assert ask("same", versions=2).arms == (Arm("same", 1, 0.5),)  # the side of a test that stays as it is
 
 
 def test_another_champion_by_hand_ends_the_arms() -> None:

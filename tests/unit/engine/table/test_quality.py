@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tidemill as tm
-from tidemill.engine.table.quality import judge
+from tidemill.engine.table.quality import judge, kind_of_reason
 
 CHECKS = [
     tm.not_null("n"),
@@ -72,3 +72,22 @@ def test_keys_are_asked_for_first_and_of_exempt_rows_nothing_else() -> None:
 def test_a_check_that_cannot_be_evaluated_raises() -> None:
     with pytest.raises(pl.exceptions.PolarsError):
         judge(pl.DataFrame({"x": ["a"]}), [tm.between("x", 0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("'x' is 12.5, outside 0 to 10", "'x' is …, outside 0 to 10"),
+        ("'s' is a, b, not one of a, bb", "'s' is …, not one of a, bb"),
+        ("'n': 'seven' is not a whole number", "'n': … is not a whole number"),
+        ("not a JSON object: it ends (byte 7)", "not a JSON object"),
+        ("'n' is null", "'n' is null"),
+        ("3 fields where the header has 4", "3 fields where the header has 4"),
+        (
+            "'q' is not a column of the contract. Did you mean 's'?",
+            "'q' is not a column of the contract. Did you mean 's'?",
+        ),
+    ],
+)
+def test_reasons_are_alike_but_for_the_value(reason: str, kind: str) -> None:
+    assert pl.select(kind_of_reason(pl.lit(reason))).item() == kind

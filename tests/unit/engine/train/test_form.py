@@ -118,7 +118,10 @@ def test_what_differs_in_anything_is_not_served(spoil: Callable[[Program], Progr
 def test_a_linear_model_may_differ_by_rounding_only() -> None:
     model = make_pipeline(StandardScaler(), LogisticRegression())
     predictor, frame = fitted(model, "x0", "x1", "n", nulls=False)
-    assert choose(predictor, frame, FORMS).kind == "compiled"
+    chosen = choose(predictor, frame, FORMS)
+    assert (chosen.kind, chosen.report["why"]) == (
+        "compiled", "it equals the estimator within 1e-12 and with the same label",
+    )  # fmt: skip
     for factor, kind in ((1 + 1e-15, "compiled"), (1 + 1e-9, "estimator")):
         off = Spoiling(partial(scaled, factor))
         assert choose(predictor, frame, Forms(partial(_given, off), no_converter)).kind == kind
@@ -135,7 +138,7 @@ def _given(value: Any) -> Any:
 def test_what_the_estimator_refuses_is_refused() -> None:
     predictor, frame = fitted(LinearRegression(), "x0", "x1", nulls=False, target="number")
     chosen = choose(predictor, frame, FORMS)
-    assert chosen.kind == "compiled"
+    assert (chosen.kind, chosen.report["why"]) == ("compiled", "it equals the estimator within 1e-12")
     for value in (None, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="Column 'x1' holds a value that the model does not take"):
             chosen.predictor.row([1.0, value])
