@@ -146,6 +146,7 @@ class Streams:
 
 def work(folder: Path, users: int, rows: int) -> None:
     """Be the worker: build a state in ``folder``, then turn as many ticks as each line of standard input says."""
+    from tidemill.adapters.arrow_scratch import ArrowScratch
     from tidemill.adapters.lmdb_online import LmdbOnline
     from tidemill.engine.feature.online import OnlineState
 
@@ -156,7 +157,8 @@ def work(folder: Path, users: int, rows: int) -> None:
     def read(table: str, columns: Sequence[str], first: int, count: int) -> Any:
         return streams.tables[table].slice(first, count).select(columns)
 
-    built = common.seconds(lambda: state.rebuild(START, read, streams.next, 0))
+    scratch = ArrowScratch(folder / "scratch")
+    built = common.seconds(lambda: state.rebuild(START, read, streams.next, 0, scratch))
     common.say(json.dumps({"built": built}))
     for line in sys.stdin:
         took = []
