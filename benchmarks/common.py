@@ -134,8 +134,12 @@ def medians(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def pin(place: int) -> None:
-    """Keep this process on its first (0) or last (-1) core, where it has several: two do not take turns on one then."""
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[place]})
+    """Keep this process on the first (0) or last (-1) core, where there are several: two do not take turns on one then.
+
+    Of those that the benchmark was given: what a process keeps itself to its children inherit.
+    """
+    given = os.environ.setdefault("BENCHMARK_CORES", " ".join(map(str, sorted(os.sched_getaffinity(0)))))
+    os.sched_setaffinity(0, {int(given.split()[place])})
 
 
 def peak() -> float:
