@@ -58,6 +58,7 @@ class LmdbOnline:
         self._open = 0  # transactions of this process that are open now
         self._growing = False  # while true, none begins
         self._closed = False
+        self._note: tuple[int, int, bytes | None] = (-1, 0, None)  # what ``noted`` last read, after which transaction
         self._env.reader_check()  # forget the snapshots of processes that died
         transaction = self.begin(write=True)  # handles of one that only reads would not outlive it
         try:
@@ -163,6 +164,16 @@ class LmdbOnline:
         note = transaction.get(_SHOWN)
         return (0, None) if note is None else (note[0], bytes(note[1:]))
 
+    def noted(self, transaction: lmdb.Transaction[Any]) -> tuple[int, bytes | None]:
+        """Return what ``shown`` does for one that only reads: mostly without looking, for it changes with commits only.
+
+        For this module.
+        """
+        last, note = transaction.id(), self._note
+        if note[0] != last:
+            note = self._note = (last, *self.shown(transaction))
+        return note[1], note[2]
+
     def _write(self, fill: Callable[[lmdb.Transaction[Any]], _T], epoch: int) -> _T:
         """Run ``fill`` in a write transaction and commit it; when the map is too small, grow it and begin again.
 
@@ -250,7 +261,7 @@ class LmdbSnapshot:
         self._transaction = self._online.begin()
         self._get = self._transaction.get
         if self._place is None:
-            shown, self._mark = self._online.shown(self._transaction)
+            shown, self._mark = self._online.noted(self._transaction)
         else:
             shown, self._mark = self._place, None
         self._database = self._online.databases[shown]

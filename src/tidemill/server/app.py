@@ -89,6 +89,8 @@ class App:
         self.connections: Callable[[], int] = lambda: 0
         self._sync = serving.system.endpoint.durability == "sync"
         self._turn = serving.turn()
+        self._answered: list[tuple[Request, str, Reply, float]] = []  # and not yet accounted for
+        self._instead: Reply | None = None  # of the held among them
         self._in_flight = 0
         self._mirroring = 0
         self._batches = ThreadPoolExecutor(1, "batch")
@@ -139,7 +141,7 @@ class App:
         except Exception as error:  # every failure has its answer, and none shows the program's inside
             reply = self._failure(route, request, error)
         if isinstance(reply, Reply):
-            self._note(request, route, reply, time.perf_counter() - began)
+            self._answered.append((request, route, reply, time.perf_counter() - began))
             return reply
         return self._finish(request, route, reply, began)
 
@@ -148,23 +150,29 @@ class App:
 
         Returns None, or what goes out in place of the replies that were held.
         """
+        self._instead = None
         try:
             self._turn.end()
         except Exception as error:
-            return self._broken("/v1", "predictions", error)
-        return None
+            self._instead = self._broken("/v1", "predictions", error)
+        return self._instead
+
+    def account(self) -> None:
+        """Count the requests that were answered, and take them down in the access log."""
+        answered, self._answered = self._answered, []
+        instead, self._instead = self._instead, None
+        for request, route, reply, seconds in answered:
+            said = instead if instead is not None and reply.held else reply
+            self._metrics.observe(route, said.status, seconds)
+            self._access.note(request, route, said.status, len(said.body), seconds)
 
     async def _finish(self, request: Request, route: str, answering: _Later, began: float) -> Reply:
         try:
             reply = await answering
         except Exception as error:
             reply = self._failure(route, request, error)
-        self._note(request, route, reply, time.perf_counter() - began)
+        self._answered.append((request, route, reply, time.perf_counter() - began))
         return reply
-
-    def _note(self, request: Request, route: str, reply: Reply, seconds: float) -> None:
-        self._metrics.observe(route, reply.status, seconds)
-        self._access.note(request, route, reply.status, len(reply.body), seconds)
 
     def _find(self, request: Request) -> tuple[str, _Handler, str, str]:
         """Return the route, what answers it, and the name and the version in the path."""
@@ -391,6 +399,7 @@ class App:
 
     def _told(self) -> Told:
         self._turn.release()
+        self.account()
         return Told(
             self._serving.applied,
             [

@@ -12,6 +12,7 @@ import tidemill.server.threads  # noqa: F401 - before the libraries that it pins
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -72,6 +73,7 @@ async def serve(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
     shared = Shared(
         app.answer,
         settle=app.settle,
+        sent=app.account,
         max_body=endpoint.max_body,
         max_connections=endpoint.max_connections,
         patience=endpoint.timeout / SECOND,
@@ -80,6 +82,9 @@ async def serve(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
     app.connections = lambda: len(shared.connections)
     sweeper = asyncio.create_task(shared.sweep())
     server = await loop.create_server(lambda: Connection(shared), sock=listener, backlog=BACKLOG)
+    # What was made until now stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     await stop.wait()
     server.close()

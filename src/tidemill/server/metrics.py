@@ -85,10 +85,13 @@ class Metrics:
         if len(self._observed) >= TOGETHER:
             self._count()
 
-    def predicted(self, model: str, answers: Iterable[live.Answer], seconds: tuple[float, ...]) -> None:
+    def predicted(self, model: str, answers: Sequence[live.Answer], seconds: tuple[float, ...]) -> None:
         """Count the answers to one request and the time that each of ``STAGES`` took."""
-        for answer in answers:
-            self._predicted.append((model, answer.version, answer.route))
+        counted = [(model, answer.version, answer.route) for answer in answers]
+        if len(counted) == 1:
+            self._predicted += counted
+        else:  # thousands of rows, perhaps: not put aside
+            self._predictions.update(counted)
         self._timed.append(seconds)
 
     def _count(self) -> None:

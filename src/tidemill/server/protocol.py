@@ -1,5 +1,7 @@
 """HTTP/1.1 on one connection: llhttp parses, this collects whole requests and writes whole replies.
 
+A head that was parsed before is not parsed again (``heads.py``).
+
 Nothing a client does holds up another. A request has a time within which it must be in, an idle connection and a reader
 that does not read are closed, a body that is too long is refused before it is sent, and all bodies being read together
 may take so much memory and no more. Requests of one connection are answered in order, one at a time.
@@ -20,6 +22,7 @@ from urllib.parse import unquote
 import httptools
 
 from tidemill.base.clock import SECOND, SystemClock
+from tidemill.server.heads import Heads
 from tidemill.server.message import LATER, Reply, Request, fault
 
 #: Bytes of a request's line and headers, at most.
@@ -48,7 +51,8 @@ class Shared:
 
     ``patience``: seconds within which a request must be in, and a reply must be taken. ``memory``: bytes that longer
     bodies may take together; ``held``: those they take now. ``settle`` is called before the replies of one turn of the
-    loop are sent; where it returns a reply, that goes out in place of those that were held.
+    loop are sent; where it returns a reply, that goes out in place of those that were held. ``sent`` is called after
+    them, for work that nobody waits for.
     """
 
     answer: Answer
@@ -61,6 +65,8 @@ class Shared:
     connections: set[Connection] = field(default_factory=set)
     date: bytes = b""
     settle: Callable[[], Reply | None] = lambda: None
+    sent: Callable[[], None] = lambda: None
+    heads: Heads = field(default_factory=Heads)
     _unsent: list[tuple[asyncio.Transport, Reply, bool, bool]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -89,6 +95,7 @@ class Shared:
                 said = instead if instead is not None and reply.held else reply
                 head = self.head(said, keep=keep)
                 transport.write(head if bodiless else head + said.body)
+        self.sent()
 
     def head(self, reply: Reply, *, keep: bool) -> bytes:
         """Return the status line and the headers of ``reply``."""
@@ -127,9 +134,11 @@ class Connection(asyncio.Protocol):
     """One connection of a client."""
 
     __slots__ = (
+        "_begun",
         "_body",
         "_busy",
         "_close",
+        "_data",
         "_head",
         "_headers",
         "_held",
@@ -160,6 +169,7 @@ class Connection(asyncio.Protocol):
         self._close = False  # no request is taken any more
         self._held = 0
         self._body: bytes | bytearray
+        self._data = b""  # in which the request begins that is parsed now, where it is the first to begin there
         self._clear()
         self.deadline = self._loop.time() + shared.patience
 
@@ -168,6 +178,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection in, or turn it away when there are too many."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        self._transport.set_write_buffer_limits(0)  # with another, uvloop writes at the end of its turn only
         self._shared.connections.add(self)
         if len(self._shared.connections) > self._shared.max_connections:
             self._refuse(503, "Too many connections are open; try again.", LATER)
@@ -185,6 +196,13 @@ class Connection(asyncio.Protocol):
             return
         if not self._resting:
             self._in_a_row = 0
+        self._data = b""
+        if not self._begun:
+            request = self._shared.heads.find(data)
+            if request is not None:
+                self._take(request, keep=True)
+                return
+            self._data = data
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -273,11 +291,19 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         request = Request(parser.get_method().decode(), path, self._headers, self._body)
         request.reading = self._loop.time() - (self.deadline - self._shared.patience)
-        self._waiting.append((request, parser.should_keep_alive() and not parser.should_upgrade()))
+        keep = parser.should_keep_alive() and not parser.should_upgrade()
+        if keep and self._data:
+            self._shared.heads.learn(self._data, request)
+        self._data = b""
         self._clear()
-        self._next()
+        self._take(request, keep=keep)
 
     # Answering
+
+    def _take(self, request: Request, *, keep: bool) -> None:
+        """Answer ``request`` when its turn comes. ``keep``: the connection stays."""
+        self._waiting.append((request, keep))
+        self._next()
 
     def _next(self) -> None:
         """Answer the requests that wait, in order, until one takes its time or the client does not read."""
@@ -391,9 +417,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Give the request its time to come in."""
+        self._begun = True
         self.deadline = self._loop.time() + self._shared.patience
 
     def _clear(self) -> None:
+        self._begun = False
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body = b""

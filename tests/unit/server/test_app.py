@@ -307,6 +307,9 @@ def test_an_answer_that_cannot_be_logged_does_not_go_out(quick: Any, capsys: pyt
     assert instead.status == 500
     assert b"space" not in instead.body
     assert "No space left" in capsys.readouterr().err
+    app.account()
+    counted = [line for line in get(app, "/metrics").body.decode().splitlines() if "requests_total{" in line]
+    assert counted == ['tidemill_requests_total{route="/v1/models/{model}/predict",code="500"} 1']
     assert app.settle() is None
 
 
