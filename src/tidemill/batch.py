@@ -22,7 +22,7 @@ from tidemill.adapters import adapter, bulk_files
 from tidemill.adapters.bulk_output import Output, check_output
 from tidemill.adapters.work_folder import resumable
 from tidemill.base.clock import format_time, parse_time, to_datetime
-from tidemill.base.errors import NotFoundError, RequestError
+from tidemill.base.errors import RequestError
 from tidemill.base.hashing import canonical, fingerprint
 from tidemill.base.schema import HISTORY, KNOWN_AT, NAME, SEQ, SYSTEM_COLUMNS, TICK, TOMBSTONE
 from tidemill.engine.example.batch import Asking, FileQuestions, Predictions, TableQuestions, carry_through, predicted
@@ -183,10 +183,7 @@ class _Run:
         """Return what a run holds on to from its first start, as JSON data. Raises RequestError for a wrong input."""
         project = self.project
         model = project.declared_model(self.model)
-        step = project.workspace.journal.step(self._training())
-        if step is None:
-            raise NotFoundError(f"{self.name}: its training is not in this workspace.")
-        types = {name: dtype_from_text(step["request"][name]) for name in model.request_columns}
+        types = project.request_types(self.model, self._training())
         names = {view.table.name for view in table_views(model)} | ({self.input.table} if self.input.table else set())
         lake = _lake(project, names)
         heads = {name: lake.head(name) for name in sorted(names)}

@@ -173,9 +173,21 @@ class Served:
         return self.request_types(model, self.state().model(model).resolve("champion").training)
 
     def request_types(self, model: str, training: str) -> dict[str, pl.DataType]:
-        """Return the types of the request columns that ``training`` of ``model`` saw. Raises NotFoundError."""
+        """Return the types of the columns of a request to ``model``, as ``training`` saw them. Raises NotFoundError.
+
+        Those of a column that is asked for since then only the lake knows.
+        """
+        declared = self.declared_model(model)
         types: dict[str, str] = self._step(model, training)["request"]
-        return {name: dtype_from_text(types[name]) for name in self.declared_model(model).request_columns}
+        found = {name: dtype_from_text(types[name]) for name in declared.request_columns if name in types}
+        if len(found) == len(declared.request_columns):
+            return found
+        table = declared.examples.name
+        now = pl.DataFrame(self.workspace.lake.schema(table).empty_table()).schema
+        for name in declared.request_columns:
+            if name not in found and name not in now:
+                raise NotFoundError(f"model {model!r}: table {table!r} has no column {name!r}.{nearest(name, now)}")
+        return {name: found.get(name) or now[name] for name in declared.request_columns}
 
     def request_example(self, model: str) -> dict[str, Any] | None:
         """Return a request row that the champion of ``model`` was trained on, as JSON takes it; None when not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,11 @@ from tidemill.adapters.system_file import load_system
 from tidemill.base.clock import DAY, HOUR, parse_time
 from tidemill.base.errors import WorkspaceError
 from tidemill.cli.main import main
+from tidemill.engine.predict.live import Answer
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.project import Project
-from tidemill.workspace import Workspace, open_served
+from tidemill.server.main import serving
+from tidemill.workspace import Served, Workspace, open_served
 
 START = parse_time("2024-01-01")
 
@@ -41,7 +44,8 @@ def write(folder: Path) -> None:
     at = START + np.sort(rng.integers(0, 30 * DAY, 600))
     x = rng.normal(size=600)
     times = pl.Series("at", at).cast(pl.Datetime("us", "UTC"))
-    asked = pl.DataFrame({"id": range(600), "at": times, "site": ["a", "b"] * 300, "x": x})
+    near = x + rng.normal(size=600) / 4
+    asked = pl.DataFrame({"id": range(600), "at": times, "site": ["a", "b"] * 300, "x": x, "near": near})
     came = asked.select("id", pl.col("at") + pl.duration(hours=3), "site", y=3 * pl.col("x"))
     for name, frame in (("asked", asked), ("came", came)):
         frame.write_csv(folder / f"{name}.csv", datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ")
@@ -83,7 +87,7 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
         linear.replace('over="1d"', 'over="2d"'),
     ):
         file.write_text(edited)
-        with pytest.raises(WorkspaceError, match=r"champion v1 needs recent__n_1d.*under a new name"):
+        with pytest.raises(WorkspaceError, match=r"champion v1 needs recent__n_1d.*retired="):
             turn(30, 1)
         edit = Project(file, load_system(file), workspace)
         with pytest.raises(WorkspaceError, match=r"v1 of model 'size' needs recent__n_1d.*Put that declaration back"):
@@ -100,4 +104,86 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
     finally:
         server.stop()
     assert "recent__n_1d, which is no longer declared" in ails["size"]
+    lease.release()
+
+
+RETIRING = """
+import polars as pl
+import tidemill as tm
+from sklearn.linear_model import LinearRegression
+
+asked = tm.Source("asked", tm.files("asked.csv"), key="id", event_time="at", known_at=tm.before("at", "1h"))
+came = tm.Source("came", tm.files("came.csv"), key="id", event_time="at")
+recent = tm.Aggregation("recent", came, by="site", features={"n": tm.count(over="1d")})
+wider = tm.Aggregation("wider", came, by="site", features={"n": tm.count(over="2d")})
+model = tm.Model("size", examples=asked, asked_at="at", label=tm.Label(came, "y", within="1d"),
+                 features=[recent, "near"], estimator=LinearRegression(),
+                 split=tm.by_time(test="7d", blocks=2), gate=tm.Gate("mae", min_rows=50))
+system = tm.System("sizes", model, tick="1h", policy=tm.Policy(takes="1h"))
+"""
+
+
+def test_features_are_changed_and_dropped_by_retiring_them(tmp_path: Path) -> None:
+    """The champion is asked with what it learned from until a version that does without it has taken its place."""
+    file = tmp_path / "system.py"
+    file.write_text(RETIRING)
+    write(tmp_path)
+    workspace = Workspace(tmp_path / ".tidemill")
+    lease = workspace.journal.acquire()
+
+    def turn(first: int, hours: int) -> Project:
+        project = Project(file, load_system(file), workspace)
+        mill = project.mill(lease)
+        mill.start()
+        for hour in range(first, first + hours):
+            mill.tick(START + 15 * DAY + hour * HOUR)
+        mill.stop()
+        return project
+
+    def ask(**row: object) -> Answer:
+        server = serving(Served(file, load_system(file), workspace))
+        try:
+            server.refresh()
+            server.load("size", None)
+            return server.predict("size", json.dumps({"id": 1, **row}).encode()).answers[0]
+        finally:
+            server.close()
+
+    def plan() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            CliRunner().invoke(main, ["plan", "--json", "--project", str(tmp_path)]).stdout
+        )
+        return found
+
+    assert turn(0, 2).state().model("size").aliases == {"champion": 1}
+    first = ask(site="a", near=0.5)
+    retiring = RETIRING.replace('features=[recent, "near"]', 'features=[wider, "x"], retired=[recent, "near"]')
+    file.write_text(retiring)
+    planned = plan()
+    assert planned["refused"] == []
+    assert [item["action"] for item in planned["items"] if item["what"] == "model 'size'"] == ["retrain"]
+    project = turn(15 * 24, 1)  # by now there are newer rows to judge by
+    second = ask(site="a", near=0.5, x=0.5)
+    assert second.version == 1
+    assert second.prediction == pytest.approx(first.prediction, rel=0.2)  # the windows have moved by some hours
+    project = turn(15 * 24 + 1, 1)
+    assert project.state().model("size").aliases == {"champion": 2}
+    assert project.model("size").predictor.encoding.columns == ("wider__n_2d", "x")
+    third = ask(site="a", near=None, x=0.5)
+    assert third.version == 2
+    assert third.prediction == pytest.approx(1.5, abs=0.01)
+    turn(15 * 24 + 2, 1)
+
+    compared = json.loads(CliRunner().invoke(main, ["parity", "size", "--json", "--project", str(tmp_path)]).stdout)
+    assert [(each["rows"], each["skipped"], each["mismatched"]) for each in compared] == [(3, 0, 0)]
+    listed = CliRunner().invoke(main, ["predictions", "size", "--json", "--project", str(tmp_path)])
+    assert [json.loads(line)["version"] for line in listed.stdout.splitlines()] == [1, 1, 2]
+
+    said = [each["what"] for each in plan()["warnings"]]
+    assert sum("does not need the retired feature" in each for each in said) == 2
+    file.write_text(retiring.replace(', retired=[recent, "near"]', ""))
+    assert turn(15 * 24 + 9, 1).state().model("size").aliases == {"champion": 2}
+    assert ask(site="a", x=0.5).prediction == pytest.approx(1.5, abs=0.01)
+    compared = json.loads(CliRunner().invoke(main, ["parity", "size", "--json", "--project", str(tmp_path)]).stdout)
+    assert [(each["rows"], each["skipped"]) for each in compared] == [(1, 2)]
     lease.release()

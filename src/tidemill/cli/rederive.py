@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from tidemill.base.errors import NotFoundError
-from tidemill.cli.plan import recipes_declared
-from tidemill.engine.check.fingerprint import recipe
+from tidemill.engine.check.fingerprint import origins
+from tidemill.engine.mill.refuse import lost
 from tidemill.engine.parity.explain import Past, explain, late, states
 from tidemill.engine.parity.parity import Difference, Parity, compare, derive, differences, summary
 from tidemill.project import Project
 from tidemill.spec.feature import OnDemand
 from tidemill.workspace import dtype_from_text
 
-#: What of a recipe decides the features of a request; the estimator as fitted is kept with its version.
-_DECIDING = ("examples", "columns", "feature views")
 _AT_ONCE = 20_000  # predictions
 
 #: Told what is being done, how much of it is done, and of how much.
@@ -33,11 +31,10 @@ class Rederiving:
     _tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def possible(self, number: int) -> bool:
-        """Tell whether the features of version ``number`` are still declared as they were."""
-        project = self.project
-        then = recipes_declared(project).get(project.state().model(self.model).version(number).recipe)
-        now = recipe(project.declared_model(self.model), project.system.policy)
-        return then is not None and all(then[part] == now[part] for part in _DECIDING)
+        """Tell whether the features that version ``number`` needs are declared as when it was trained."""
+        training = self.project.state().model(self.model).version(number).training
+        step = self.project.workspace.journal.step(training)
+        return step is None or not lost(self.project.declared_model(self.model), step)
 
     def run(self, number: int, logged: pl.DataFrame) -> Parity:
         """Derive ``logged`` predictions of version ``number`` again. Raises NotFoundError when that is gone."""
@@ -63,14 +60,17 @@ class Rederiving:
         return replace(parity, findings=(*parity.findings, *findings))
 
     def _past(self, number: int, answered: list[tuple[int, Mapping[str, int]]]) -> Past:
-        project, model = self.project, self.project.declared_model(self.model)
+        project, declared = self.project, self.project.declared_model(self.model)
         training = project.state().model(self.model).version(number).training
         step = project.workspace.journal.step(training)
         if step is None:
-            raise NotFoundError(f"model {model.name!r}: the result of training {training} is not in this workspace.")
+            raise NotFoundError(f"model {self.model!r}: the result of training {training} is not in this workspace.")
+        now = origins(declared)
+        then = step.get("origins", now)
+        model = declared.reading([name for name in now if now[name] == then.get(name)])
         types = {name: dtype_from_text(step["request"][name]) for name in model.request_columns}
         if not self._tables:
-            names = {view.table.name for view in model.views if not isinstance(view, OnDemand)}
+            names = {view.table.name for view in declared.views if not isinstance(view, OnDemand)}
             self._tables = {name: project.rows_so_far(name) for name in sorted(names)}
         predictor = project.load_predictor(self.model, training)
         return Past(model, types, self._tables, answered, predictor, step.get("libraries", {}))

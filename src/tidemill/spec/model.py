@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,7 +78,9 @@ class Model:
     """A model: the question, the label, the features, the estimator and how it is judged.
 
     ``examples``: the table whose rows are the things asked about. ``asked_at``: when, a column or an offset of one.
-    ``features``: views, and columns of ``examples`` by name. ``kpis``: named functions ``(truth, prediction) -> float``
+    ``features``: views, and columns of ``examples`` by name. ``retired``: more of them, from which new versions do not
+    learn, but which those that learned from them are still asked with: to change or drop a feature, put it there until
+    a version without it is the champion. ``kpis``: named functions ``(truth, prediction) -> float``
     of two NumPy arrays. ``slices``: columns of ``examples`` or features by which metrics are broken down.
     ``tolerance``: by how much a served prediction may differ from the fitted estimator's, which lets one that cannot be
     compiled be served by ONNX Runtime; None is not at all.
@@ -88,6 +91,7 @@ class Model:
     asked_at: str | Offset
     label: Label
     features: tuple[View | str, ...]
+    retired: tuple[View | str, ...]
     estimator: Any
     task: Task
     split: Split
@@ -105,6 +109,7 @@ class Model:
         asked_at: str | Offset,
         label: Label,
         features: Iterable[View | str],
+        retired: Iterable[View | str] = (),
         estimator: Any,
         task: Task | None = None,
         split: Split | None = None,
@@ -121,12 +126,14 @@ class Model:
             ("log_loss", "roc_auc", "brier") if kind == "classification" else ("mae", "rmse", "r2")
         )
         chosen = tuple(metrics) if metrics is not None else default
+        old = tuple(retired)
         for attribute, value in (
             ("name", name),
             ("examples", examples),
             ("asked_at", asked_at),
             ("label", label),
-            ("features", tuple(features)),
+            ("features", (*features, *old)),
+            ("retired", old),
             ("estimator", estimator),
             ("task", kind),
             ("split", split or by_time(test="30d")),
@@ -137,6 +144,19 @@ class Model:
             ("tolerance", tolerance),
         ):
             object.__setattr__(self, attribute, value)
+
+    @property
+    def learned(self) -> tuple[View | str, ...]:
+        """Those of ``features`` that new versions learn from: all but the retired."""
+        return self.features[: len(self.features) - len(self.retired)]
+
+    def reading(self, columns: Collection[str]) -> Model:
+        """Return the model with only those of its features that yield one of ``columns``."""
+        kept = tuple(feature for feature in self.features if any(name in columns for name in _columns([feature])))
+        made = copy.copy(self)
+        object.__setattr__(made, "features", kept)
+        object.__setattr__(made, "retired", ())
+        return made
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -150,11 +170,13 @@ class Model:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the estimator's input columns, in order."""
-        names: list[str] = []
-        for feature in self.features:
-            names.extend((feature,) if isinstance(feature, str) else feature.columns)
-        return tuple(names)
+        """Names of the columns of ``features``, in order."""
+        return _columns(self.features)
+
+    @property
+    def learned_columns(self) -> tuple[str, ...]:
+        """Names of the columns that new versions learn from, in the order in which their estimator sees them."""
+        return _columns(self.learned)
 
     @property
     def request_columns(self) -> tuple[str, ...]:
@@ -163,6 +185,13 @@ class Model:
         for feature in self.features:
             names.update(dict.fromkeys((feature,) if isinstance(feature, str) else feature.request_columns))
         return tuple(names)
+
+
+def _columns(features: Iterable[View | str]) -> tuple[str, ...]:
+    names: list[str] = []
+    for feature in features:
+        names.extend((feature,) if isinstance(feature, str) else feature.columns)
+    return tuple(names)
 
 
 def _task(estimator: Any) -> Task:

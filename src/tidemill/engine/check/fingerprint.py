@@ -114,8 +114,8 @@ def recipe(model: Model, policy: Policy) -> Parts:
         "examples": _table(model.examples),
         "asked_at": _moment(model.asked_at),
         "label": describe(model.label),
-        "columns": list(model.columns),  # in the order in which the estimator sees them
-        "feature views": {view.name: describe(view) for view in model.views},
+        "columns": list(model.learned_columns),  # in the order in which the estimator sees them
+        "feature views": {view.name: describe(view) for view in model.learned if not isinstance(view, str)},
         "estimator": describe_code(model.estimator),
         "task": model.task,
         "split": _split(model.split),

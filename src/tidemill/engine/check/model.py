@@ -132,7 +132,7 @@ def _leak(where: str, model: Model) -> Iterator[Fault]:
 
 
 def _features(where: str, model: Model, schemas: Schemas) -> Iterator[Fault]:
-    if not model.features:
+    if not model.learned:
         yield Fault(where, "has no features.", "List feature views and columns of the examples.")
     for column, count in Counter(model.columns).items():
         if count > 1:
@@ -199,7 +199,7 @@ def _string_columns(model: Model, categories: Categories) -> Iterator[tuple[str,
     def count(table: Source | Table, column: str | None) -> int:
         return 0 if column is None else categories.get(table.name, {}).get(column, 0)
 
-    for feature in model.features:
+    for feature in model.learned:
         match feature:
             case str():
                 yield feature, count(model.examples, feature)

@@ -34,7 +34,7 @@ def label_used(model: Model) -> tuple[DataWarning, ...]:
     """Return a warning for each feature that reads a column of which the label is made, in the example's own row."""
     answers = set(model.label.value.columns)
     found = []
-    for feature in model.features:
+    for feature in model.learned:
         if isinstance(feature, str):
             read = {feature} & answers
             name = feature

@@ -146,12 +146,12 @@ def key_frame(texts: pl.Series, key: Sequence[str], schema: Mapping[str, pl.Data
 
 
 def request_frame(texts: Iterable[str], types: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Return logged requests (JSON objects; times as microseconds) as columns of ``types``."""
+    """Return logged requests (JSON objects; times as microseconds) as columns of ``types``, null where one lacks it."""
     rows = [msgspec.json.decode(text) for text in texts]
     columns = []
     for name, dtype in types.items():
         stored = pl.Int64() if isinstance(dtype, pl.Datetime) else dtype
-        columns.append(pl.Series(name, [row[name] for row in rows], dtype=stored).cast(dtype))
+        columns.append(pl.Series(name, [row.get(name) for row in rows], dtype=stored).cast(dtype))
     return pl.DataFrame(columns)
 
 

@@ -1,10 +1,14 @@
-"""What a changed file must not do to what a workspace holds: give stored rows another meaning, or rob a champion."""
+"""What a changed file must not do to what a workspace holds: give stored rows another meaning, or rob a champion.
+
+And what it need not do any more: keep features for a champion that has gone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from tidemill.base.errors import Fault
 from tidemill.engine.check.change import changes
 from tidemill.engine.check.fingerprint import describe, origins
 from tidemill.engine.predict.state import State
@@ -48,9 +52,28 @@ def _robbed(system: System, state: State, step: Step) -> Iterator[str]:
         made = step(known.resolve("champion").training) if "champion" in known.aliases else None
         if made is not None and (gone := lost(model, made)):
             yield (
-                f"model {model.name!r}: its champion v{known.aliases['champion']} needs {changed(gone)}. Add a changed "
-                "view under a new name beside the old one; to drop one, declare a new model beside this one."
+                f"model {model.name!r}: its champion v{known.aliases['champion']} needs {changed(gone)}. Put it "
+                "back, among the model's retired= if new versions are not to learn from it, and give a changed view a "
+                "new name; take it out when a version without it is the champion."
             )
+
+
+def spent(system: System, state: State, step: Step) -> Iterator[Fault]:
+    """Yield a note on each retired feature that the champion does not need: it is computed for nothing."""
+    for model in system.models:
+        known = state.model(model.name)
+        made = step(known.resolve("champion").training) if "champion" in known.aliases else None
+        if made is None:
+            continue
+        needed = set(made["encoding"]["columns"])
+        for feature in model.retired:
+            name, columns = (feature, (feature,)) if isinstance(feature, str) else (feature.name, feature.columns)
+            if needed.isdisjoint(columns):
+                yield Fault(
+                    f"model '{model.name}'",
+                    f"its champion v{known.aliases['champion']} does not need the retired feature '{name}'.",
+                    "Take it out of retired=, unless you may yet roll back to a version that needs it.",
+                )
 
 
 def lost(model: Model, made: Mapping[str, Any]) -> list[str]:

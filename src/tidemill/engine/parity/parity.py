@@ -227,7 +227,11 @@ def summary(rows: int, found: Sequence[Difference], rounded: int) -> Parity:
 def differences(
     logged: pl.DataFrame, derived: pl.DataFrame, predictor: Predictor
 ) -> tuple[tuple[Difference, ...], int]:
-    """Return every value that came out otherwise, by row, and how many predictions are rounded only."""
+    """Return every value that came out otherwise, by row, and how many predictions are rounded only.
+
+    Of the columns of ``derived`` the predictor's own must have been logged; others may not have been declared then.
+    """
+    needed = frozenset(predictor.encoding.columns)
     differing: dict[int, list[Difference]] = {}
     ids = logged["id"].to_list()
     for row, (text, values) in enumerate(zip(logged["features"], plain(derived).iter_rows(named=True), strict=True)):
@@ -236,9 +240,9 @@ def differences(
             continue
         was, now = msgspec.json.decode(text), msgspec.json.decode(encoded)
         wrong = [
-            Difference(ids[row], name, was.get(name), now.get(name))
-            for name in dict.fromkeys([*was, *now])
-            if name not in was or name not in now or not same(was[name], now[name])
+            Difference(ids[row], name, was.get(name), now[name])
+            for name in now
+            if (name not in was and name in needed) or (name in was and not same(was[name], now[name]))
         ]
         if wrong:
             differing[row] = wrong

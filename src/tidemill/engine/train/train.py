@@ -128,7 +128,7 @@ def train(
     parts = tuple(part for part in parts if len(part.train) >= 2)
     total = len(parts) + 3
     report(Progress(1, total, f"{frame.height:,} rows"))
-    encoding = learn(frame.select(model.columns), frame[LABEL], classify=model.task == "classification")
+    encoding = learn(frame.select(model.learned_columns), frame[LABEL], classify=model.task == "classification")
     truth = encoding.truth(frame[LABEL])
     found = _doubtful(model, frame, truth, parts)
     tested = []
@@ -179,7 +179,7 @@ def fit(model: Model, tables: Mapping[str, pl.DataFrame], as_of: int, *, seed_te
     Raises TrainingError as ``train`` does. ``seed_text`` decides the seeds that the estimator leaves open.
     """
     frame = training_set(model, tables, as_of).frame
-    encoding = learn(frame.select(model.columns), frame[LABEL], classify=model.task == "classification")
+    encoding = learn(frame.select(model.learned_columns), frame[LABEL], classify=model.task == "classification")
     return Predictor(encoding, _fit(model, encoding, frame, encoding.truth(frame[LABEL]), seed_text))
 
 
@@ -195,7 +195,7 @@ def _doubtful(model: Model, frame: pl.DataFrame, truth: Floats, parts: tuple[Any
         sides = {"train": parts[-1].train, "test": parts[-1].test}
         time = ASKED_AT if parts[-1].origin is not None else None
         found += doubts(frame, sides, key=model.examples.key, label=LABEL, time=time or ASKED_AT, where=where)
-    found += leak.giveaways(frame, truth, features=model.columns, task=model.task, where=where)
+    found += leak.giveaways(frame, truth, features=model.learned_columns, task=model.task, where=where)
     return tuple(found)
 
 
@@ -234,7 +234,7 @@ def _test(
     model: Model, frame: pl.DataFrame, encoding: Encoding, truth: Floats, learns: Any, judges: Any, training: str
 ) -> _Tested:
     rows, labels = frame[learns], truth[learns]
-    own = learn(rows.select(model.columns), rows[LABEL], classify=model.task == "classification")
+    own = learn(rows.select(model.learned_columns), rows[LABEL], classify=model.task == "classification")
     if own.classes != encoding.classes:
         raise TrainingError(
             f"model {model.name!r}: the {rows.height:,} rows before a test block lack classes that come later "
