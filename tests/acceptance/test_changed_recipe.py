@@ -161,15 +161,16 @@ def test_features_are_changed_and_dropped_by_retiring_them(tmp_path: Path) -> No
     file.write_text(retiring)
     planned = plan()
     assert planned["refused"] == []
+    assert any(each["what"].startswith("requests need not bring x yet") for each in planned["warnings"])
     assert [item["action"] for item in planned["items"] if item["what"] == "model 'size'"] == ["retrain"]
     project = turn(15 * 24, 1)  # by now there are newer rows to judge by
-    second = ask(site="a", near=0.5, x=0.5)
+    second = ask(site="a", near=0.5)  # clients may send x from now on, and need not yet
     assert second.version == 1
     assert second.prediction == pytest.approx(first.prediction, rel=0.2)  # the windows have moved by some hours
     project = turn(15 * 24 + 1, 1)
     assert project.state().model("size").aliases == {"champion": 2}
     assert project.model("size").predictor.encoding.columns == ("wider__n_2d", "x")
-    third = ask(site="a", near=None, x=0.5)
+    third = ask(site="a", x=0.5)  # nor what is retired any more
     assert third.version == 2
     assert third.prediction == pytest.approx(1.5, abs=0.01)
     turn(15 * 24 + 2, 1)

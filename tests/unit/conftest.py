@@ -118,13 +118,17 @@ def declared(endpoint: tm.Endpoint | None = None) -> System:
 
 @dataclass
 class Stage:
-    """Everything around one ``Serving``. ``fits`` maps a training to its estimator and classes."""
+    """Everything around one ``Serving``.
+
+    ``fits`` maps a training to its estimator and classes, ``reads`` to the columns that it reads where they are others.
+    """
 
     system: System
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     online: MemoryOnline = field(default_factory=MemoryOnline)
     logs: dict[str, MemoryLog] = field(default_factory=dict)
     fits: dict[str, tuple[Any, tuple[Any, ...]]] = field(default_factory=dict)
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -142,7 +146,8 @@ class Stage:
     def load(self, model: str, training: str) -> Predictor:
         self.loads.append(training)
         estimator, classes = self.fits[training]
-        return Predictor(Encoding(("x",) if classes else ("x", "n"), {}, (), classes), estimator)
+        columns = self.reads.get(training, ("x",) if classes else ("x", "n"))
+        return Predictor(Encoding(columns, {}, (), classes), estimator)
 
     def write(self, kind: str, **body: Any) -> Entry:
         return self.journal.append([Draft(0, kind, body)], self.lease)[0]

@@ -56,7 +56,7 @@ def row_schema(live: Live, example: Mapping[str, Any] | None = None) -> dict[str
     return {
         "type": "object",
         "description": f"One row: the columns that {live.model.name} asks for.",
-        "required": list(schema),
+        "required": list(live.rows.needed),
         "additionalProperties": False,
         "properties": {name: _column(dtype, nullable=name not in live.rows.key) for name, dtype in schema.items()},
         "example": dict(example) if example else {name: _sample(dtype) for name, dtype in schema.items()},

@@ -30,7 +30,7 @@ def test_it_has_the_models_own_columns_with_types_and_nulls(document: Any) -> No
         "ok": ["boolean", "null"],
         "at": ["string", "integer", "null"],
     }
-    assert row["required"] == list(types)
+    assert row["required"] == ["id", "x"]  # the champion reads no other
     assert row["additionalProperties"] is False
     assert row["properties"]["n"]["minimum"] == -(2**63)
 

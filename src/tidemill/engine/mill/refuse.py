@@ -1,6 +1,6 @@
 """What a changed file must not do to what a workspace holds: give stored rows another meaning, or rob a champion.
 
-And what it need not do any more: keep features for a champion that has gone.
+And what a person should know while the champion and the versions to come differ in what they read.
 """
 
 from __future__ import annotations
@@ -58,22 +58,31 @@ def _robbed(system: System, state: State, step: Step) -> Iterator[str]:
             )
 
 
-def spent(system: System, state: State, step: Step) -> Iterator[Fault]:
-    """Yield a note on each retired feature that the champion does not need: it is computed for nothing."""
+def passing(system: System, state: State, step: Step) -> Iterator[Fault]:
+    """Yield notes on what differs between a champion and the versions to come: features and columns of requests."""
     for model in system.models:
         known = state.model(model.name)
         made = step(known.resolve("champion").training) if "champion" in known.aliases else None
         if made is None:
             continue
-        needed = set(made["encoding"]["columns"])
+        where, champion = f"model '{model.name}'", f"its champion v{known.aliases['champion']}"
+        reads = made["encoding"]["columns"]
         for feature in model.retired:
             name, columns = (feature, (feature,)) if isinstance(feature, str) else (feature.name, feature.columns)
-            if needed.isdisjoint(columns):
+            if set(columns).isdisjoint(reads):
                 yield Fault(
-                    f"model '{model.name}'",
-                    f"its champion v{known.aliases['champion']} does not need the retired feature '{name}'.",
+                    where,
+                    f"{champion} does not need the retired feature '{name}'.",
                     "Take it out of retired=, unless you may yet roll back to a version that needs it.",
                 )
+        brought = model.reading(reads).request_columns
+        coming = [name for name in model.reading(model.learned_columns).request_columns if name not in brought]
+        if coming:
+            yield Fault(
+                where,
+                f"requests need not bring {', '.join(coming)} yet: {champion} does not read it.",
+                "Have clients send it before a version is promoted that does; from then on it must not be left out.",
+            )
 
 
 def lost(model: Model, made: Mapping[str, Any]) -> list[str]:

@@ -9,14 +9,14 @@ thousand rows little more than their decoding. What a column takes:
 - time: ISO 8601 text (without an offset it is UTC) or whole microseconds since the epoch; a date: ISO 8601 text.
 
 Null stands for "not known" in every column but the key's. A column that is left out is an error: a misspelt name would
-otherwise be a silent null.
+otherwise be a silent null. Only one that nothing which answers reads may be left out; it is null.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any
 
@@ -106,18 +106,23 @@ def objects(rows: Any) -> list[dict[str, Any]]:
 class RequestRows:
     """Reads the rows of requests to one model.
 
-    ``schema``: the columns a request must bring, with the types they have in the table of examples. ``key``: those of
-    them that may not be null. Raises TidemillError when a column has a type that JSON rows cannot carry.
+    ``schema``: the columns of a request, with the types they have in the table of examples. ``key``: those of them that
+    may not be null. ``needed``: those that it must bring, the key among them; by default all. Raises TidemillError when
+    a column has a type that JSON rows cannot carry.
     """
 
-    def __init__(self, schema: Mapping[str, pl.DataType], key: Sequence[str]) -> None:
+    def __init__(
+        self, schema: Mapping[str, pl.DataType], key: Sequence[str], needed: Collection[str] | None = None
+    ) -> None:
         self.schema = dict(schema)
         self.key = tuple(key)
+        #: The columns that a request must bring, in the order of ``schema``.
+        self.needed = tuple(name for name in schema if needed is None or name in needed)
         self._names = frozenset(schema)
         self._readers = {name: _reader(name, dtype) for name, dtype in schema.items()}
         #: Whether a plain value is all that a column's type makes of it, so that a row needs no frame.
         self.plain = all(made == self.schema[name] for name, (_, _, made) in self._readers.items())
-        self._typed = None if "rows" in schema else _typed(self.schema, self.key)
+        self._typed = None if "rows" in schema else _typed(self.schema, self.key, self.needed)
         self._times = [(name, read) for name, (_, read, _) in self._readers.items() if _is_time(self.schema[name])]
 
     def read(self, body: bytes | bytearray) -> pl.DataFrame:
@@ -161,10 +166,10 @@ class RequestRows:
         ``frame`` of that row.
         """
         if row.keys() != self._names:
-            self._refuse_names(row, where)
+            self._check_names(row, where)
         made: dict[str, Any] = {}
         for name, (taken, read, _) in self._readers.items():
-            value = row[name]
+            value = row.get(name)
             if type(value) not in taken:
                 try:
                     value = read(value)
@@ -179,13 +184,13 @@ class RequestRows:
         """Return ``rows`` as a frame of ``schema``. ``where`` is what precedes a column's name in messages."""
         for i, row in enumerate(rows):
             if row.keys() != self._names:
-                self._refuse_names(row, where.format(i))
-        return pl.DataFrame([self._column(name, [row[name] for row in rows], where) for name in self.schema])
+                self._check_names(row, where.format(i))
+        return pl.DataFrame([self._column(name, [row.get(name) for row in rows], where) for name in self.schema])
 
     def height(self, values: Mapping[str, list[Any]]) -> int:
         """Return how many rows are given column by column (lists of JSON values, one a row). Raises RequestError."""
         if values.keys() != self._names:
-            self._refuse_names(dict(values), "")
+            self._check_names(values, "")
         rows = {len(column) for column in values.values()}
         if len(rows) != 1 or not 1 <= (height := rows.pop()) <= MAX_ROWS:
             raise RequestError(f"All columns must have the same number of values, 1 to {MAX_ROWS}.")
@@ -196,8 +201,9 @@ class RequestRows:
 
         Raises RequestError naming the column.
         """
-        where = "" if self.height(values) == 1 else "rows[{}]."
-        return pl.DataFrame([self._column(name, list(values[name]), where) for name in self.schema])
+        height = self.height(values)
+        where, absent = "" if height == 1 else "rows[{}].", [None] * height
+        return pl.DataFrame([self._column(name, list(values.get(name, absent)), where) for name in self.schema])
 
     def turned(self, values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
         """Return the rows given column by column, each as ``row`` would. Raises RequestError naming the column."""
@@ -205,15 +211,17 @@ class RequestRows:
         rows = zip(*values.values(), strict=True)
         return [self.row(dict(zip(values, row, strict=True)), where.format(place)) for place, row in enumerate(rows)]
 
-    def _refuse_names(self, row: dict[str, Any], where: str) -> None:
+    def _check_names(self, row: Mapping[str, Any], where: str) -> None:
+        """Raise RequestError when ``row`` has a column that is unknown, or lacks one that is needed."""
         for name in row:
             if name not in self._names:
                 missing = self._names - row.keys()
                 hint = nearest(name, missing or self._names)
                 raise RequestError(f"Unknown column.{hint} Columns: {', '.join(self.schema)}.", field=where + name)
-        name = next(name for name in self.schema if name not in row)
-        hint = "" if name in self.key else " Send null when it is not known."
-        raise RequestError(f"Missing column.{hint}", field=where + name)
+        for name in self.needed:
+            if name not in row:
+                hint = "" if name in self.key else " Send null when it is not known."
+                raise RequestError(f"Missing column.{hint}", field=where + name)
 
     def _column(self, name: str, values: list[Any], where: str) -> pl.Series:
         plain, read, dtype = self._readers[name]
@@ -232,10 +240,10 @@ class RequestRows:
 
 
 def _typed(
-    schema: Mapping[str, pl.DataType], key: Sequence[str]
+    schema: Mapping[str, pl.DataType], key: Sequence[str], needed: Collection[str]
 ) -> Callable[[bytes | bytearray], list[dict[str, Any]]]:
     """Return a decoder of few rows that takes no value which ``_reader`` would refuse, but for times and dates."""
-    types: list[tuple[str, Any]] = []
+    types: list[tuple[Any, ...]] = []
     for place, (name, dtype) in enumerate(schema.items()):
         one: Any = str
         if width := _WIDTHS.get(dtype.base_type()):
@@ -247,9 +255,10 @@ def _typed(
             one = bool
         elif dtype == pl.Datetime:
             one = int | str
-        types.append((f"_{place}", one if name in key else one | None))
+        absent = () if name in needed else (None,)
+        types.append((f"_{place}", one if name in key else one | None, *absent))
     names = {f"_{place}": name for place, name in enumerate(schema)}
-    row = msgspec.defstruct("Row", types, rename=names, forbid_unknown_fields=True, gc=False)
+    row = msgspec.defstruct("Row", types, rename=names, forbid_unknown_fields=True, kw_only=True, gc=False)
     few = Annotated[list[row], msgspec.Meta(min_length=1, max_length=FEW)]  # type: ignore[valid-type]
     rows = msgspec.defstruct("Rows", [("rows", few)], forbid_unknown_fields=True, gc=False)
     one, several = msgspec.json.Decoder(row).decode, msgspec.json.Decoder(rows).decode

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from tidemill.base.errors import NotFoundError, NotReadyError
+from tidemill.base.errors import NotFoundError, NotReadyError, RequestError
 from tidemill.base.schema import nearest
 from tidemill.engine.feature.freshness import Freshness, freshness
 from tidemill.engine.feature.layout import Applied
@@ -190,7 +190,8 @@ class Serving:
         try:
             model = self._models[name]
             columns = Columns.of(model.columns, model.plain)
-            return Live(model, self.request_rows(name), columns, champion, known.route, others)
+            rows = self._rows_for(name, (champion, *others.values()))
+            return Live(model, rows, columns, champion, known.route, others)
         except Exception as error:
             troubles.setdefault(name, _cannot(number, error))
             self._retry_at = time.monotonic() + RETRY
@@ -201,11 +202,17 @@ class Serving:
         return Loaded.of(number, training, self._load(name, training), self._models[name].columns)
 
     def request_rows(self, name: str) -> RequestRows:
-        """Return what reads requests to the model ``name``. Raises what ``schema`` raises."""
+        """Return what reads requests to the model ``name`` with all of their columns. Raises what ``schema`` raises."""
         # A table's types are a contract that never changes, so they are read once.
         if name not in self._rows:
             self._rows[name] = RequestRows(self._schema(name), self._models[name].examples.key)
         return self._rows[name]
+
+    def _rows_for(self, name: str, answering: Sequence[Loaded]) -> RequestRows:
+        """Return what reads requests to ``name``, of which columns may be left out that none of ``answering`` reads."""
+        every, model = self.request_rows(name), self._models[name]
+        needed = {column for each in answering for column in asked(model, each)}
+        return every if needed.issuperset(every.schema) else RequestRows(every.schema, every.key, needed)
 
     def _classes(self, name: str) -> tuple[Any, ...]:
         live = self._now.lives.get(name)
@@ -296,6 +303,10 @@ class Serving:
         """
         began = time.perf_counter()
         pinned = None if version is None else self._pin(live, version)
+        if pinned is not None:
+            for name in asked(live.model, pinned):
+                if name not in columns and name not in live.rows.needed:
+                    raise RequestError(f"Missing column: version {version} reads it.", field=name)
         few = live.rows.height(columns) <= FEW
         if few and live.by_value and (pinned is None or pinned.pick is not None):
             requests = live.rows.turned(columns)
@@ -344,6 +355,11 @@ class Serving:
         """Sync and close this process's log segments. Idempotent."""
         self._predictions.close()
         self.inbox.close()
+
+
+def asked(model: Model, by: Loaded) -> tuple[str, ...]:
+    """Return the columns of a request to ``model`` that ``by`` needs, the key among them."""
+    return model.reading(by.predictor.encoding.columns).request_columns
 
 
 def _cannot(version: int, error: Exception) -> str:

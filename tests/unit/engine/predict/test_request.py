@@ -274,3 +274,34 @@ def test_the_short_way_takes_what_is_usual() -> None:
         found = PLAIN_ROWS.few(json.dumps(body).encode()) or []
         assert [each.keys() for each in found] == [PLAIN.keys()] * count
     assert RequestRows({"rows": pl.Int64()}, ("rows",)).few(b'{"rows": 1}') is None
+
+
+PARTLY = RequestRows(SCHEMA, ("id",), {"id", "distance", "day"})
+
+
+@given(st.sets(st.sampled_from(sorted(SCHEMA))), st.booleans())
+def test_what_is_not_needed_may_be_left_out_and_is_null(left_out: set[str], several: bool) -> None:
+    row = {name: value for name, value in GOOD.items() if name not in left_out}
+    body = json.dumps({"rows": [row, row]} if several else row).encode()
+    if left_out & {"id", "distance", "day"}:
+        first = next(name for name in ("id", "distance", "day") if name in left_out)
+        with pytest.raises(RequestError, match="Missing column") as caught:
+            PARTLY.read(body)
+        assert caught.value.field == ("rows[0]." if several else "") + first
+        assert PARTLY.few(body) is None
+        return
+    whole = {name: None if name in left_out else value for name, value in GOOD.items()}
+    rows = [whole, whole] if several else [whole]
+    frame = ROWS.read(json.dumps({"rows": rows}).encode())
+    assert PARTLY.read(body).equals(frame, null_equal=True)
+    values = {name: [row[name]] * len(rows) for name in row}
+    assert PARTLY.columns(values).equals(frame, null_equal=True)
+    plain = [ROWS.row(each, "") for each in rows]
+    assert PARTLY.turned(values) == plain
+    assert PARTLY.few(body) == plain
+    assert [PARTLY.row(row, "") for _ in rows] == plain
+
+
+def test_a_misspelt_name_is_told_where_columns_may_be_left_out() -> None:
+    with pytest.raises(RequestError, match=r"Unknown column\. Did you mean 'seats'"):
+        PARTLY.read(json.dumps({**{name: GOOD[name] for name in ("id", "distance", "day")}, "seat": 3}).encode())

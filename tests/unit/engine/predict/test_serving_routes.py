@@ -116,6 +116,32 @@ def test_a_version_that_the_caller_names(three: Any) -> None:
         serving.load("risk", 9)
 
 
+def test_what_no_answering_version_reads_may_be_left_out(three: Any) -> None:
+    serving = three.serving
+    asked = json.dumps({"id": "a", "x": 1.0}).encode()
+    assert serving.predict("risk", asked).answers[0].version == 1
+    assert three.predictions()[-1].request == {"id": "a", "x": 1.0, "n": None, "ok": None, "at": None}
+    three.reads["risk-4"] = ("x", "n")
+    three.made("risk", 4, 0.9)
+    serving.refresh()
+    serving.load("risk", 4)
+    values = {"id": ["a"], "x": [1.0]}
+    with pytest.raises(RequestError, match="version 4 reads it") as caught:
+        serving.predict_columns(serving.live("risk"), values, version=4)
+    assert caught.value.field == "n"
+    kept = serving.predict_columns(serving.live("risk"), {**values, "n": [None]}, version=4)
+    assert kept.answers[0].version == 4
+    share_out(three, Arm("canary", 4, 0.01))
+    with pytest.raises(RequestError, match="Missing column") as caught:
+        serving.predict("risk", asked)
+    assert caught.value.field == "n"
+    share_out(three, shadows=(4,))
+    with pytest.raises(RequestError, match="Missing column"):
+        serving.predict("risk", asked)
+    share_out(three)
+    assert serving.predict("risk", asked).answers[0].version == 1
+
+
 def test_models_are_loaded_at_their_first_request_when_so_declared(make_stage: Callable[..., Any]) -> None:
     stage = make_stage(tm.Endpoint(load="use"))
     stage.made("risk", 1, 0.5)
