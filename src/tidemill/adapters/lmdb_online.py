@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from tidemill.adapters.memory_online import check_epoch, check_keys
-from tidemill.base.errors import TidemillError, WorkspaceError
+from tidemill.base.errors import StorageError, TidemillError, WorkspaceError
 from tidemill.ports.online import Change, Value
 
 _T = TypeVar("_T")
@@ -187,6 +187,10 @@ class LmdbOnline:
                 transaction.commit()
             except lmdb.MapFullError:
                 size = 2 * self._env.info()["map_size"]
+            except lmdb.Error as error:
+                if (full := StorageError.of(error)) is not None:
+                    raise full from error
+                raise
             else:
                 return filled
             finally:

@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sql
 
-from tidemill.base.errors import FencedError, LeaseHeldError, MissingExtraError, WorkspaceError
+from tidemill.base.errors import FencedError, LeaseHeldError, MissingExtraError, StorageError, WorkspaceError
 from tidemill.base.hashing import canonical
 from tidemill.ports.journal import Draft, Entry, Request
 from tidemill.ports.lake import Fence
@@ -315,6 +315,12 @@ def _open_sqlite(url: sql.URL) -> sql.Engine:
         engine = sql.create_engine(url, creator=lambda: _look(file, how), poolclass=sql.pool.NullPool)
     else:
         engine = sql.create_engine(url, connect_args=how)
+
+    @sql.event.listens_for(engine, "handle_error")
+    def _tell_full(context: sql.engine.ExceptionContext) -> None:
+        if getattr(context.original_exception, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+            full = "The disk cannot be written"
+            context.chained_exception = StorageError(f"{full}: {context.original_exception} ({file}). Free some space.")
 
     @sql.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,22 @@ class DeclarationError(TidemillError, ValueError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class StorageError(TidemillError):
+    """The disk under a workspace is full or fails. What was stored is there; what was being stored is done again."""
+
+    @staticmethod
+    def of(error: Exception) -> StorageError | None:
+        """Return what ``error`` of a library says, where it is a disk that is full, fails or cannot be written."""
+        if isinstance(error, StorageError):
+            return error
+        said = str(error)
+        number = error.errno if isinstance(error, OSError) else None
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if number == code or f"(os error {code})" in said or os.strerror(code).lower() in said.lower():
+                return StorageError(f"The disk cannot be written: {os.strerror(code)}. Free some space, or mend it.")
+        return None
 
 
 class SourceError(TidemillError):

@@ -79,7 +79,7 @@ def command(model: str, path: Path, as_json: bool, at: str | None) -> None:
 def collect(project: Project, name: str, model: ModelState) -> dict[str, Any]:
     """Return a model's history as plain data. A tenure of the champion ends where the next one begins."""
     champions = [(at, number) for at, alias, number in model.tenures if alias == "champion"]
-    ends = [*(at for at, _ in champions[1:]), None]
+    ends = [at for at, _ in champions[1:]] + [None] * bool(champions)
     return {
         "model": name,
         "versions": [

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tidemill.base.errors import DeclarationError, TidemillError
+from tidemill.base.errors import DeclarationError, StorageError, TidemillError
 
 #: command -> (module, one line of help). The module's ``command`` is the click command.
 COMMANDS = {
@@ -62,6 +62,12 @@ class _Commands(click.Group):
                     number = len(error.faults)
                     count = f"{number} fault{'' if number == 1 else 's'}\n"
                 click.secho(f"{count}{error}", fg="red", err=True)
+            sys.exit(2)
+        except OSError as error:
+            trouble = StorageError.of(error)
+            if trouble is None:
+                raise
+            click.secho(f"{trouble} Then run it again; nothing that was stored is lost.", fg="red", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("Interrupted. Nothing that is stored is lost; the command can be run again.", err=True)

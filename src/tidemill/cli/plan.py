@@ -18,6 +18,7 @@ from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, faults_json, grid, print_faults, probe, section
 from tidemill.cli.words import serving
 from tidemill.engine.check.check import installation
+from tidemill.engine.check.fingerprint import judging, recipe_fingerprint
 from tidemill.engine.check.plan import Built, BuiltModel, BuiltTable, plan
 from tidemill.engine.mill.refuse import passing, refusals
 from tidemill.engine.predict.state import State
@@ -86,6 +87,7 @@ def built(project: Project, state: State) -> Built:
         tables=tables,
         views={name: parts for name, parts in declared.get("views", {}).items() if parts},
         models=_models(project, state),
+        undecided=dict(_undecided(project, state)),
         operations=declared.get("operations"),
         serving=probe(project.workspace) is not None,
     )
@@ -100,6 +102,20 @@ def _models(project: Project, state: State) -> dict[str, BuiltModel]:
             judging = state.declared["models"].get(name, {}).get("judging", {})
             found[name] = BuiltModel(f"v{version.number}", recipes.get(version.recipe, {}), judging)
     return found
+
+
+def _undecided(project: Project, state: State) -> Iterator[tuple[str, str]]:
+    """Yield the models whose last training, of what is declared, made no champion, and how it ended."""
+    for model in project.system.models:
+        known = state.model(model.name)
+        judged = state.declared.get("models", {}).get(model.name, {}).get("judging")
+        same = known.tried == recipe_fingerprint(model, project.system.policy) and judged == judging(model)
+        if "champion" not in known.aliases and same and not known.rejudge:
+            if known.training is not None:
+                yield model.name, "a training is under way"
+            else:
+                verdict = known.judged["verdict"] if known.judged else {"reasons": ["its training failed"]}
+                yield model.name, "; ".join(verdict["reasons"])
 
 
 def not_compiled(project: Project) -> Iterator[Fault]:

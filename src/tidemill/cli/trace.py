@@ -26,6 +26,7 @@ from tidemill.engine.example.example import ASKED_AT, LABEL, STATUS, labels
 from tidemill.engine.example.ledger import key_frame
 from tidemill.engine.parity.trace import lineage
 from tidemill.engine.predict import records
+from tidemill.engine.table.plain import stored
 from tidemill.engine.table.table import TIME
 from tidemill.project import Project
 
@@ -200,6 +201,7 @@ def _dim(text: str) -> Text:
 
 
 def _value(value: Any) -> Text:
+    value = stored(value)
     if isinstance(value, float):
         return Text(f"{value:.6g}")
     text = "null" if value is None else str(value)

@@ -17,21 +17,23 @@ from rich.text import Text
 
 from tidemill import project as projects
 from tidemill.base.clock import SECOND, SystemClock, format_duration, format_time, parse_duration
-from tidemill.base.errors import TidemillError, TrainingError, WorkspaceError
+from tidemill.base.errors import StorageError, TidemillError, TrainingError, WorkspaceError
 from tidemill.cli.check import inspect
 from tidemill.cli.common import project_option
 from tidemill.cli.layout import console, count, endpoint_file, print_faults
 from tidemill.cli.words import decisions, rebuild, refused_rows, when
 from tidemill.engine.check.check import installation
 from tidemill.engine.mill.declaration import declared
-from tidemill.engine.mill.mill import Mill, Turned
+from tidemill.engine.mill.mill import Turned
 from tidemill.loop.supervisor import ServerProcess
 from tidemill.loop.worker import next_tick, work
+from tidemill.ports.journal import Lease
 from tidemill.project import Project
 from tidemill.spec.source import Push
 
 Say = Callable[[str, str], None]
 
+_RETRY = 10.0  # seconds between attempts to write to a disk that was full
 _PULSE = 0.5  # seconds between looks at the trainings and the server
 _PATIENCE = 60.0  # seconds at most between attempts to start a server that will not stay up
 
@@ -67,7 +69,7 @@ def command(path: Path, once: bool, wait: str) -> None:
     print_faults(out, installation(), style="yellow")
     lease = project.workspace.journal.acquire()
     try:
-        run = _Run(project, project.mill(lease), out)
+        run = _Run(project, lease, out)
         try:
             healthy = run.once(patience) if once else run.keep_turning()
         finally:
@@ -87,8 +89,9 @@ def _last_declared(project: Project) -> Any:
 class _Run:
     """One run of the worker: turns the mill and tells what it decides."""
 
-    def __init__(self, project: Project, mill: Mill, out: Console) -> None:
-        self._project, self._mill, self._out = project, mill, out
+    def __init__(self, project: Project, lease: Lease, out: Console) -> None:
+        self._project, self._lease, self._out = project, lease, out
+        self._mill = project.mill(lease)
         self._clock, self._stop = SystemClock(), threading.Event()
         self._endpoint = _Endpoint(project, self._say)
         self._healthy = True
@@ -122,7 +125,11 @@ class _Run:
                 self._serving = True
                 self._serve()
                 self._show("waiting for the next tick")
-                work(self._mill, self._clock, self._stop, self._turned, last=tick)
+                while not self._stop.is_set():
+                    try:
+                        work(self._mill, self._clock, self._stop, self._turned, last=tick)
+                    except (OSError, StorageError) as error:
+                        tick = self._recovered(error, tick)
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
@@ -163,6 +170,26 @@ class _Run:
         for name, awaited in self._mill.waits(tick).items():
             self._say("yellow", f"{name}: no training yet; it waits for {awaited}")
         return tick
+
+    def _recovered(self, error: Exception, tick: int) -> int:
+        """Begin anew after a tick failed because of the disk, once that takes writes again; return the last tick.
+
+        Servers go on meanwhile. Raises ``error`` when it is of another kind.
+        """
+        while (trouble := StorageError.of(error)) is not None:
+            self._say("red", f"{when(self._clock.now())}  {trouble} It is tried again every {_RETRY:.0f} s.")
+            if self._stop.wait(_RETRY):
+                return tick
+            try:
+                self._mill.stop()
+                self._mill = self._project.mill(self._lease)
+                self._mill.start()
+            except (OSError, StorageError) as again:
+                error = again
+            else:
+                self._say("green", f"{when(self._clock.now())}  The disk takes writes again.")
+                return max([tick, *self._project.workspace.journal.ticks()])
+        raise error
 
     def _now(self, last: int) -> int:
         """Return the time as a tick: to the second, where that lies after ``last``."""
@@ -297,7 +324,7 @@ class _Endpoint:
                     lived += _PULSE
                     delay = 1.0 if lived > _PATIENCE else delay
                 trouble = "The server has ended."
-            except TidemillError as error:
+            except (OSError, TidemillError) as error:
                 trouble = str(error)
             finally:
                 file.unlink(missing_ok=True)

@@ -2,14 +2,16 @@
 
 Where the work is done: a request of up to ``INLINE`` bytes is answered in the event loop's own thread, for handing one
 row to another thread costs more than it saves while the interpreter runs one thread at a time; a longer body (a batch)
-goes to one worker thread, so that it does not hold up single rows and health checks. A second thread follows the
-journal and loads versions; a third asks the shadows.
+goes to one worker thread, so that it does not hold up single rows and health checks. So does what an estimator answers
+itself, to another, for its code may take any time. A third thread follows the journal and loads versions; a fourth asks
+the shadows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -94,6 +96,7 @@ class App:
         self._in_flight = 0
         self._mirroring = 0
         self._batches = ThreadPoolExecutor(1, "batch")
+        self._estimators = ThreadPoolExecutor(1, "estimator")
         self._journal = ThreadPoolExecutor(1, "journal")
         self._shadows = ThreadPoolExecutor(1, "shadow")
         self._follower: asyncio.Task[None] | None = None
@@ -156,6 +159,10 @@ class App:
         except Exception as error:
             self._instead = self._broken("/v1", "predictions", error)
         return self._instead
+
+    def refused(self, request: Request, reply: Reply) -> None:
+        """Take note of ``request``, which was refused before it was whole."""
+        self._answered.append((request, "unknown", reply, 0.0))
 
     def account(self) -> None:
         """Count the requests that were answered, and take them down in the access log."""
@@ -221,7 +228,7 @@ class App:
     # Predictions
 
     def _predict(self, request: Request, name: str, _: str) -> Reply | _Later:
-        nonce = _token(request, b"x-request-id", "X-Request-Id")
+        nonce = _nonce(request)
         if self._at_once(request, name, None):
             return self._said(request, name, *self._predicted(request, name, nonce, self._turn))
         return self._worked_later(request, name, None, partial(self._predicted, request, name, nonce))
@@ -233,7 +240,7 @@ class App:
         return kept, reply, time.perf_counter() - began
 
     def _infer(self, request: Request, name: str, version: str) -> Reply | _Later:
-        nonce = _token(request, b"x-request-id", "X-Request-Id")
+        nonce = _nonce(request)
         pinned = self._number(name, version)
 
         def work(turn: Turn | None) -> _Worked:
@@ -261,7 +268,7 @@ class App:
 
     def _at_once(self, request: Request, name: str, version: int | None) -> bool:
         """Tell whether ``request`` is answered here and now: it is short, and nothing is to be waited for."""
-        return len(request.body) <= INLINE and not self._sync and self._serving.loaded(name, version)
+        return len(request.body) <= INLINE and not self._sync and self._serving.quick(name, version)
 
     async def _worked_later(self, request: Request, name: str, version: int | None, work: _Work) -> Reply:
         with self._admitted():
@@ -269,11 +276,13 @@ class App:
                 loop = asyncio.get_running_loop()
                 if not self._serving.loaded(name, version):
                     await loop.run_in_executor(self._journal, self._serving.load, name, version)
-                if len(request.body) <= INLINE:
+                if len(request.body) > INLINE:
+                    kept, reply, encoding = await loop.run_in_executor(self._batches, work, None)
+                elif not self._serving.quick(name, version):
+                    kept, reply, encoding = await loop.run_in_executor(self._estimators, work, None)
+                else:
                     self._turn.release()
                     kept, reply, encoding = work(None)
-                else:
-                    kept, reply, encoding = await loop.run_in_executor(self._batches, work, None)
                 await self._durable(kept.synced)
         return self._said(request, name, kept, reply, encoding)
 
@@ -425,7 +434,7 @@ class App:
             self._follower.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._follower
-        for each in (self._journal, self._batches, self._shadows):
+        for each in (self._journal, self._batches, self._estimators, self._shadows):
             each.shutdown()
         self._serving.close()
         self._tell()
@@ -469,6 +478,20 @@ def log(level: str, event: str, error: BaseException | None = None, **details: A
 def _refuse_compressed(request: Request) -> None:
     if request.body and request.headers[b"content-encoding"].lower() != b"identity":
         raise RefusedError(415, "The body must not be compressed.", field="Content-Encoding")
+
+
+def _nonce(request: Request) -> str | None:
+    """Return what makes the ids of this very request repeatable, where its client asks for that.
+
+    Another request under the same header gets other ids, or one prediction would stand for both in the log.
+    """
+    token = _token(request, b"x-request-id", "X-Request-Id")
+    if token is None:
+        return None
+    asked = hashlib.blake2b(request.path.encode(), digest_size=8)
+    asked.update(b"\0")
+    asked.update(request.body)
+    return f"{token}-{asked.hexdigest()}"
 
 
 def _token(request: Request, header: bytes, name: str) -> str | None:

@@ -29,6 +29,7 @@ _NUMPY = {
     "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 _TYPES = (*_NUMPY, "BYTES")
+_BOUNDS = {name: (np.iinfo(code).min, np.iinfo(code).max) for name, code in _NUMPY.items() if "INT" in name}
 _SIZE = struct.Struct("<I")
 
 
@@ -111,6 +112,7 @@ def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:
             raise ValueError("The data must be a list.")
         while values and isinstance(values[0], list) and all(isinstance(each, list) for each in values):
             values = [one for each in values for one in each]
+        _fit(values, tensor.datatype)
     else:
         if not isinstance(size, int) or not 0 <= size <= len(rest):
             raise ValueError("Its binary_data_size is not the number of bytes that follow.")
@@ -121,12 +123,25 @@ def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:
     return values, rest
 
 
+def _fit(values: Sequence[Any], datatype: str) -> None:
+    """Raise ValueError where a whole number of JSON data lies outside the tensor's own type."""
+    if "INT" in datatype:
+        low, high = (int(each) for each in _BOUNDS[datatype])
+        for value in values:
+            if type(value) is int and not low <= value <= high:
+                raise ValueError(f"{value} is no {datatype}: it lies outside {low} to {high}.")
+
+
 def _numbers(data: memoryview, datatype: str) -> list[Any]:
     dtype = np.dtype(_NUMPY[datatype])
     if len(data) % dtype.itemsize:
         raise ValueError(f"{len(data)} bytes are no whole number of {datatype} values.")
     values: list[Any] = np.frombuffer(data, dtype).tolist()
-    return [None if math.isnan(each) else each for each in values] if dtype.kind == "f" else values
+    if dtype.kind != "f":
+        return values
+    if any(map(math.isinf, values)):
+        raise ValueError("It holds an infinity, which is no value of a column.")
+    return [None if math.isnan(each) else each for each in values]
 
 
 def _texts(data: memoryview) -> list[Any]:

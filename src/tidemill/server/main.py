@@ -74,6 +74,7 @@ async def serve(app: App, listener: socket.socket, endpoint: Endpoint) -> None:
         app.answer,
         settle=app.settle,
         sent=app.account,
+        refused=app.refused,
         max_body=endpoint.max_body,
         max_connections=endpoint.max_connections,
         patience=endpoint.timeout / SECOND,

@@ -52,7 +52,7 @@ class Shared:
     ``patience``: seconds within which a request must be in, and a reply must be taken. ``memory``: bytes that longer
     bodies may take together; ``held``: those they take now. ``settle`` is called before the replies of one turn of the
     loop are sent; where it returns a reply, that goes out in place of those that were held. ``sent`` is called after
-    them, for work that nobody waits for.
+    them, for work that nobody waits for. ``refused`` is told of requests that are refused without being whole.
     """
 
     answer: Answer
@@ -66,6 +66,7 @@ class Shared:
     date: bytes = b""
     settle: Callable[[], Reply | None] = lambda: None
     sent: Callable[[], None] = lambda: None
+    refused: Callable[[Request, Reply], None] = lambda request, reply: None
     heads: Heads = field(default_factory=Heads)
     _unsent: list[tuple[asyncio.Transport, Reply, bool, bool]] = field(default_factory=list)
 
@@ -368,13 +369,18 @@ class Connection(asyncio.Protocol):
             return
         self._lingering = True
         reply = fault(self._url.decode("latin-1"), status, reason, *headers)
-        self._body = b""
+        body, self._body = self._body, b""
         self._release()
         self._shared.flush()
         self._transport.write(self._shared.head(reply, keep=False) + reply.body)
+        self._shared.refused(Request(self._method(), self._url.decode("latin-1"), self._headers, body), reply)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self.deadline = self._loop.time() + LINGER
+
+    def _method(self) -> str:
+        """Return the method of the request that is parsed, "" before it is known."""
+        return self._parser.get_method().decode() if self._url else ""
 
     def _too_large(self) -> None:
         self._refuse(413, f"The body is larger than {self._shared.max_body} bytes; send fewer rows.")

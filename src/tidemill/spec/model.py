@@ -119,9 +119,7 @@ class Model:
         gate: Gate | None = None,
         tolerance: float | None = None,
     ) -> None:
-        kind: Task = task or (
-            "regression" if getattr(estimator, "_estimator_type", None) == "regressor" else _task(estimator)
-        )
+        kind: Task = task or _task(estimator)
         default: tuple[Metric, ...] = (
             ("log_loss", "roc_auc", "brier") if kind == "classification" else ("mae", "rmse", "r2")
         )
@@ -194,6 +192,28 @@ def _columns(features: Iterable[View | str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def stated_task(estimator: Any) -> Task | None:
+    """Return what an estimator says it does, in scikit-learn's way; None when it does not say."""
+    try:
+        stated = estimator.__sklearn_tags__().estimator_type
+    except Exception:
+        stated = getattr(estimator, "_estimator_type", None)
+    tasks: dict[str | None, Task] = {"classifier": "classification", "regressor": "regression"}
+    return tasks.get(stated)
+
+
+def offers(estimator: Any, method: str) -> bool:
+    """Tell whether an estimator will have ``method`` once it is fitted.
+
+    Stacked estimators hide theirs until they have made their final estimator, which they do when none is given.
+    """
+    if callable(getattr(estimator, method, None)):
+        return True
+    if isinstance(steps := getattr(estimator, "steps", None), list) and steps:
+        return offers(steps[-1][-1], method)
+    return getattr(estimator, "final_estimator", estimator) is None and hasattr(type(estimator), method)
+
+
 def _task(estimator: Any) -> Task:
-    """Tell a regressor from a classifier without importing scikit-learn: the one predicts probabilities."""
-    return "classification" if hasattr(estimator, "predict_proba") else "regression"
+    """Tell a regressor from a classifier without importing scikit-learn: by its word, else by its probabilities."""
+    return stated_task(estimator) or ("classification" if offers(estimator, "predict_proba") else "regression")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +181,7 @@ def change(which: str, /, **fields: Any) -> Callable[[list[dict[str, Any]]], lis
         (change("x", data="abc"), "x: The data must be a list."),
         (change("x", data=["1", "2"]), "rows[0].x: Expected a number, got text."),
         (change("id", data=["a", None]), "rows[1].id: A key cannot be null."),
+        (change("n", datatype="UINT8", data=[300, 2]), "n: 300 is no UINT8: it lies outside 0 to 255."),
         (change("x", data=None, parameters={"binary_data_size": 16}), "x: Its binary_data_size is not the number"),
         (lambda _: [], "Missing column"),
     ],
@@ -220,3 +222,22 @@ def test_an_unknown_output_is_refused_before_anything_is_logged(app: App, stage:
     body = json.dumps({"inputs": tensors(ROWS), "outputs": [{"name": "predictions"}]}).encode()
     reply = ask(app, "POST", "/v2/models/risk/infer", body)
     assert (reply.status, stage.predictions()) == (400, [])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_an_infinity_is_no_value(app: App, stage: Any, value: float) -> None:
+    """JSON rows cannot bring one, nor can CSV, and the log, which is JSON, could not keep it."""
+    inputs = tensors({name: values[:1] for name, values in ROWS.items()})
+    place = [each["name"] for each in inputs].index("x")
+    inputs[place] = {"name": "x", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}
+    head = json.dumps({"inputs": inputs}).encode()
+    length = {b"inference-header-content-length": b"%d" % len(head)}
+    request = Request("POST", "/v2/models/risk/infer", length, head + struct.pack("<d", value))
+    answer = app.answer(request)
+    reply = answer if isinstance(answer, Reply) else asyncio.run(waited(answer))
+    assert (reply.status, "x: It holds an infinity" in json.loads(reply.body)["error"]) == (400, True)
+
+
+async def waited(answer: Any) -> Reply:
+    reply: Reply = await answer
+    return reply

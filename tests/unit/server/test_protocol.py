@@ -290,3 +290,16 @@ def test_a_client_that_goes_away_leaves_nothing_behind() -> None:
         return shared.held == 0 and not protocol._TASKS
 
     assert play(scenario)
+
+
+def test_what_is_refused_is_told() -> None:
+    told: list[tuple[str, str, int]] = []
+
+    def refused(request: Request, reply: Reply) -> None:
+        told.append((request.method, request.path, reply.status))
+
+    talk(post("/large", b"x" * 11), max_body=10, refused=refused)
+    talk(b"GET /x HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", refused=refused)
+    talk(b"nonsense\r\n\r\n", refused=refused)
+    talk(b"POST /slow HTTP/1.1\r\ncontent-length: 5\r\n\r\nx", patience=0.1, refused=refused)
+    assert told == [("POST", "/large", 413), ("GET", "/x", 431), ("", "", 400), ("POST", "/slow", 408)]

@@ -10,7 +10,7 @@ import pytest
 
 import tidemill as tm
 from tidemill.base.clock import DAY, HOUR
-from tidemill.spec.model import Model
+from tidemill.spec.model import Model, offers
 from tidemill.spec.source import Source
 from tidemill.spec.time import Offset
 
@@ -123,3 +123,35 @@ def test_a_split_has_two_sides(test: float) -> None:
         tm.by_key(test=test)
     with pytest.raises(ValueError, match="blocks must be at least 1"):
         tm.by_time(test="1d", blocks=0)
+
+
+def test_the_task_is_what_the_estimator_says_it_does() -> None:
+    """Also where it hides a method until it is fitted, or has no probabilities."""
+    from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier
+    from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    stacked = StackingClassifier([("a", LogisticRegression())])
+    classifiers = (stacked, make_pipeline(StandardScaler(), stacked), SVC(), SGDClassifier(), LogisticRegression(),
+                   VotingClassifier([("a", LogisticRegression())]))  # fmt: skip
+    regressors = (Ridge(), StackingRegressor([("a", Ridge())]), make_pipeline(StandardScaler(), Ridge()))
+    for estimator in (*classifiers, *regressors):
+        wanted = "classification" if estimator in classifiers else "regression"
+        assert model(estimator=estimator, task=None).task == wanted, estimator
+        assert offers(estimator, "predict")
+        gives = isinstance(estimator, LogisticRegression) or estimator in classifiers[:2]
+        assert offers(estimator, "predict_proba") == gives, estimator
+
+
+def test_features_are_retired() -> None:
+    old = tm.Aggregation("old", flights, by="s", features={"n": tm.count(over="1d")})
+    new = tm.Aggregation("new", flights, by="s", features={"n": tm.count(over="2d")})
+    changing = model(features=[new, "x"], retired=[old, "y"])
+    assert changing.columns == ("new__n_2d", "x", "old__n_1d", "y")
+    assert changing.learned_columns == ("new__n_2d", "x")
+    assert changing.learned == (new, "x")
+    assert changing.request_columns == ("flight_id", "s", "x", "y")
+    assert changing.reading(["y", "new__n_2d"]).features == (new, "y")
+    assert changing.reading(["x"]).request_columns == ("flight_id", "x")

@@ -19,7 +19,7 @@ from tidemill.engine.check.feature import plain_faults, request_faults
 from tidemill.engine.check.fingerprint import known_at
 from tidemill.engine.check.table import bad_name
 from tidemill.spec.feature import Aggregation, Latest, OnDemand
-from tidemill.spec.model import Metric, Model
+from tidemill.spec.model import Metric, Model, offers, stated_task
 from tidemill.spec.source import Source, Table
 from tidemill.spec.split import ByTime
 from tidemill.spec.time import Offset
@@ -150,7 +150,7 @@ def _features(where: str, model: Model, schemas: Schemas) -> Iterator[Fault]:
 
 def _estimator(where: str, model: Model, categories: Categories) -> Iterator[Fault]:
     estimator = model.estimator
-    if isinstance(estimator, type) or not all(callable(getattr(estimator, each, None)) for each in ("fit", "predict")):
+    if isinstance(estimator, type) or not all(offers(estimator, each) for each in ("fit", "predict")):
         do = "Pass an object such as HistGradientBoostingClassifier()."
         yield Fault(where, f"its estimator {estimator!r} has no fit and predict of its own.", do)
         return
@@ -158,7 +158,7 @@ def _estimator(where: str, model: Model, categories: Categories) -> Iterator[Fau
         describe_code(estimator)
     except FingerprintError as error:
         yield Fault(where, f"its estimator cannot be fingerprinted: {error}")
-    stated = _stated_task(estimator)
+    stated = stated_task(estimator)
     if stated is not None and stated != model.task:
         yield Fault(
             where, f"the task is {model.task}, but its estimator does {stated}.", "Remove task=, or change one."
@@ -182,15 +182,6 @@ def _estimator(where: str, model: Model, categories: Categories) -> Iterator[Fau
                     "handle_unknown='use_encoded_value', unknown_value=-1), "
                     f"['{column}']), remainder='passthrough'), {type(estimator).__name__}()).",
                 )
-
-
-def _stated_task(estimator: Any) -> str | None:
-    """Return what the estimator says it does, in scikit-learn's way; None when it does not say."""
-    try:
-        stated = estimator.__sklearn_tags__().estimator_type
-    except Exception:
-        stated = getattr(estimator, "_estimator_type", None)
-    return {"classifier": "classification", "regressor": "regression"}.get(stated)
 
 
 def _string_columns(model: Model, categories: Categories) -> Iterator[tuple[str, int]]:
@@ -235,8 +226,9 @@ def _judging(where: str, model: Model, schemas: Schemas) -> Iterator[Fault]:
             hint = nearest(column, available).strip()
             yield Fault(where, f"slices by '{column}', which is not in its training frame.", hint)
     gate, split = model.gate, model.split
-    if not 0.5 <= gate.confidence < 1:
-        yield Fault(f"{where}, gate", f"confidence={gate.confidence} is out of bounds.", "It lies in [0.5, 1).")
+    if not 0.5 < gate.confidence < 1:
+        do = "It lies above 0.5 and below 1."
+        yield Fault(f"{where}, gate", f"confidence={gate.confidence} is out of bounds.", do)
     if not 0 <= gate.margin < math.inf:
         yield Fault(f"{where}, gate", f"margin={gate.margin} is out of bounds.", "It is zero or more.")
     if gate.min_rows < 1:
@@ -258,7 +250,7 @@ def _metric(where: str, name: str, role: str, model: Model) -> Iterator[Fault]:
     elif name not in _SUITS[model.task]:
         do = f"Use one of {', '.join(_SUITS[model.task])}."
         yield Fault(where, f"the {role} '{name}' does not suit a {model.task}.", do)
-    elif name in _PROBABILITY and not hasattr(model.estimator, "predict_proba"):
+    elif name in _PROBABILITY and not offers(model.estimator, "predict_proba"):
         do = "Use accuracy or f1, or an estimator with predict_proba."
         yield Fault(where, f"the {role} '{name}' needs probabilities, which its estimator does not give.", do)
 

@@ -46,7 +46,8 @@ class Built:
     """What exists in a workspace. All parts as ``fingerprint.py`` gave them, by the declaration's name.
 
     ``views``: parts of the feature views whose online state is kept. ``operations``: of the system when last applied.
-    ``serving``: an endpoint is up.
+    ``serving``: an endpoint is up. ``undecided``: models without a champion of which the last training was of the
+    declared recipe and judged as declared, and how it ended.
     """
 
     tables: Mapping[str, BuiltTable] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Built:
     models: Mapping[str, BuiltModel] = field(default_factory=dict)
     operations: Mapping[str, Any] | None = None
     serving: bool = False
+    undecided: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,10 @@ def _models(system: System, built: Built) -> Iterator[Item]:
     for model in system.models:
         what = f"model '{model.name}'"
         known = built.models.get(model.name)
+        if known is None and model.name in built.undecided:
+            again = f"tried again when more has matured, or by: tidemill retrain {model.name}"
+            yield Item("nothing", what, (f"no champion yet: {built.undecided[model.name]}", again))
+            continue
         if known is None:
             yield Item("train", what, ("no version yet",))
             continue

@@ -122,10 +122,18 @@ def _squared_correlation(feature: pl.Series, truth: Floats) -> float:
     known = None if numbers is None else np.isfinite(numbers)
     if numbers is None or known is None or not known.any():
         return 0.0
-    x = np.where(known, numbers - numbers[known].mean(), 0.0)
-    y = truth - truth.mean()
+    x = np.where(known, _centred(numbers, known), 0.0)
+    y = _centred(truth, np.isfinite(truth))
     spread = total(x * x) * total(y * y)
     return total(x * y) ** 2 / spread if spread > 0 else 0.0
+
+
+def _centred(numbers: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """Return ``numbers`` less the mean of the ``known``, all divided by their largest: squares then stay finite."""
+    largest = np.abs(numbers[known]).max(initial=0.0)
+    scaled = numbers / largest if largest > 0 else numbers
+    centred: Floats = scaled - scaled[known].mean()
+    return centred
 
 
 def _binned(feature: pl.Series) -> Ints:

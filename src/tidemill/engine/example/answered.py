@@ -10,6 +10,7 @@ import polars as pl
 from tidemill.base.schema import KNOWN_AT
 from tidemill.engine.example.example import ASKED_AT, LABEL, STATUS, labels
 from tidemill.engine.example.ledger import key_frame, request_frame
+from tidemill.engine.table.plain import stored
 from tidemill.spec.model import Model
 
 #: What became of a prediction, in the words of the column ``label_status``.
@@ -41,7 +42,7 @@ def answered(
     it.
     """
     requests = request_frame(logged["request"], {name: types[name] for name in model.request_columns})
-    rows = [msgspec.json.decode(text) for text in logged["features"]]
+    rows = [{name: stored(value) for name, value in msgspec.json.decode(text).items()} for text in logged["features"]]
     names = dict.fromkeys(name for row in rows for name in row)
     features = pl.DataFrame(
         [pl.Series(name, [row.get(name) for row in rows], strict=False) for name in names if name not in requests]

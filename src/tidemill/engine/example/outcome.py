@@ -14,6 +14,7 @@ from tidemill.engine.evaluate.metric import Floats
 from tidemill.engine.example.example import ASKED_AT, LABEL, STATUS, labels
 from tidemill.engine.example.ledger import key_frame
 from tidemill.engine.predict.encode import Encoding
+from tidemill.engine.table.plain import stored
 from tidemill.spec.model import Model
 
 
@@ -66,7 +67,7 @@ def feature_frame(texts: pl.Series, encoding: Encoding) -> pl.DataFrame:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return None if value is None else float(stored(value))
 
 
 def predictions(texts: pl.Series) -> Floats:

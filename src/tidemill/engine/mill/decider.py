@@ -92,6 +92,7 @@ class Decider:
             by_hand=by_hand,
             undecided="champion" not in state.aliases
             and (state.judged is None or state.judged["verdict"]["outcome"] == "wait"),
+            rejudged="champion" not in state.aliases and state.rejudge,
             changed=state.tried is not None and state.tried != self._recipes[model.name],
         )
         decision = decide(self._system.policy, situation)

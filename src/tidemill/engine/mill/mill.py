@@ -124,12 +124,14 @@ class Mill:
     def start(self) -> tuple[Entry, ...]:
         """Recover from whatever the last process left behind; return the entries that had been left out.
 
-        Raises WorkspaceError when a table in the lake was built by a declaration that gives its rows another meaning.
+        Raises WorkspaceError when a table in the lake was built by a declaration that gives its rows another meaning,
+        or has lost rows.
         """
         self.ports.lake.claim(self._fence)
         self._online.claim()
         self._intake.recover()
         self.state = fold(self.ports.journal.read(), self.state)
+        self._check_lake()
         drafts = [
             Draft(commit.tick, "commit", json.loads(commit.entry), {"version": commit.version})
             for table in self.ports.lake.tables()
@@ -151,6 +153,17 @@ class Mill:
             if training is not None:
                 self._trainings.launch(training)
         return entries
+
+    def _check_lake(self) -> None:
+        """Raise WorkspaceError when the lake lacks rows that the journal knows: loaded again, they would be new."""
+        for name, rows in self.state.rows.items():
+            head = self.ports.lake.head(name)
+            there = head.next_seq if head is not None else 0
+            if there < rows:
+                raise WorkspaceError(
+                    f"table {name!r}: the journal knows {rows:,} rows of it, the lake has {there:,}. "
+                    "Restore the lake from a copy, or begin with a new workspace folder."
+                )
 
     def _catch_up(self) -> None:
         """Bring online state to the journaled rows: the tail alone, or everything when it is not of this history."""

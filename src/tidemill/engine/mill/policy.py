@@ -26,7 +26,8 @@ class Situation:
     reports say. ``by_hand``: the words with which somebody asked for a training, None when nobody did.
     ``new_mature_rows``: examples that matured since the last training started (all of them when there was none).
     ``changed``: the declared recipe is not the one of the last training. ``undecided``: there is no champion yet, and
-    the last try failed or had too few rows to be judged on.
+    the last try failed or had too few rows to be judged on. ``rejudged``: there is no champion yet, and the model is
+    judged otherwise than when the last training started.
     """
 
     now: int
@@ -38,6 +39,7 @@ class Situation:
     by_hand: str | None = None
     changed: bool = False
     undecided: bool = False
+    rejudged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ def decide(policy: Policy, situation: Situation) -> Decision:
     else:
         if situation.changed:
             fired.append("the recipe has changed")
+        if situation.rejudged:
+            fired.append("there is no champion yet, and how the model is judged has changed")
         age = situation.now - situation.last_started
         if situation.undecided and age >= RETRY and situation.new_mature_rows > 0:
             fired.append("there is no champion yet, and labels have matured since the last try")

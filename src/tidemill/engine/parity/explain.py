@@ -27,7 +27,7 @@ from tidemill.engine.parity.mismatch import STATES, causes, cover, suspects_with
 from tidemill.engine.parity.parity import PREDICTION, ROUNDING, Difference, Finding, derive, largest
 from tidemill.engine.parity.scene import Cause, Scenes, World
 from tidemill.engine.predict.predict import Predictor
-from tidemill.engine.table.plain import plain
+from tidemill.engine.table.plain import plain, storable_rows, stored
 from tidemill.engine.table.table import TIME, timeless
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
@@ -179,9 +179,9 @@ def _of_views(
         nonlocal suspects
         row, name = question
         table, t = views[name].table.name, asked[row]
-        logged = {column: features[row].get(column) for column in views[name].columns}
+        logged = {column: stored(features[row].get(column)) for column in views[name].columns}
         seen = applied[row].get(table, 0)
-        alike = (name, scenes[name].group(row), t, seen, msgspec.json.encode(logged), suspects_only)
+        alike = (name, scenes[name].group(row), t, seen, repr(logged), suspects_only)
         if alike not in known:
             upto = bisect_left(moments, t)
             before = [(at, each.get(table, 0)) for at, each in past.states[max(upto - STATES, 0) : upto][::-1]]
@@ -224,7 +224,7 @@ def _by_value(past: Past, each: Difference, otherwise: str) -> Cause:
 
 def _ulps(one: Any, other: Any) -> int | None:
     """Return how many float64 lie between two numbers (of two lists: at most); None for anything else."""
-    pair = [each if isinstance(each, list) else [each] for each in (one, other)]
+    pair = [each if isinstance(each, list) else [stored(each)] for each in (one, other)]
     if len(pair[0]) != len(pair[1]) or not all(isinstance(each, float) for each in (*pair[0], *pair[1])):
         return None
     bits = [np.array(each, dtype=np.float64).view(np.int64).tolist() for each in pair]
@@ -259,7 +259,7 @@ def _against(past: Past, agreeing: pl.DataFrame, cause: Cause, columns: Set[str]
     features = map(msgspec.json.decode, agreeing["features"])
     return sum(
         msgspec.json.encode(values) != msgspec.json.encode({name: was.get(name) for name in names})
-        for values, was in zip(plain(derived).iter_rows(named=True), features, strict=True)
+        for values, was in zip(storable_rows(derived), features, strict=True)
     )
 
 

@@ -25,7 +25,7 @@ from tidemill.engine.example.ledger import request_frame
 from tidemill.engine.example.outcome import predictions
 from tidemill.engine.feature.feature import features
 from tidemill.engine.predict.predict import Predictor
-from tidemill.engine.table.plain import plain
+from tidemill.engine.table.plain import storable_rows
 from tidemill.engine.table.table import timeless
 from tidemill.spec.feature import OnDemand
 from tidemill.spec.model import Model
@@ -234,7 +234,7 @@ def differences(
     needed = frozenset(predictor.encoding.columns)
     differing: dict[int, list[Difference]] = {}
     ids = logged["id"].to_list()
-    for row, (text, values) in enumerate(zip(logged["features"], plain(derived).iter_rows(named=True), strict=True)):
+    for row, (text, values) in enumerate(zip(logged["features"], storable_rows(derived), strict=True)):
         encoded = msgspec.json.encode(values)
         if encoded == text.encode():
             continue

@@ -18,7 +18,7 @@ import polars as pl
 from tidemill.base.errors import RequestError
 from tidemill.base.schema import picker
 from tidemill.engine.predict.encode import Encoding
-from tidemill.engine.table.plain import plain
+from tidemill.engine.table.plain import plain, storable_rows
 
 
 class Runner(Protocol):
@@ -86,8 +86,8 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True):
 
     ``asked``: the t it was answered at, microseconds. ``applied``: rows of each table that the features could see, by
     sequence number. ``request``: its columns and values. ``columns``: the names of the model's columns, in their order;
-    ``features``: the values of those that the request did not bring. ``id``: see ``prediction_id``; ``prediction``: see
-    ``Predictor.predict``.
+    ``features``: the values of those that the request did not bring, storable (``table/plain.py``). ``id``: see
+    ``prediction_id``; ``prediction``: see ``Predictor.predict``.
     """
 
     id: str
@@ -178,7 +178,7 @@ class Answerer:
         if not np.isfinite(predicted).all():
             raise RequestError("The model gives no finite prediction for these rows.")
         predictions = predicted.tolist()
-        looked = plain(features.select(self.columns.looked)).to_dicts() or [{}] * requests.height
+        looked = list(storable_rows(features.select(self.columns.looked))) or [{}] * requests.height
         return [
             Logged(
                 id=prediction_id(self.name, [row[column] for column in self.key], applied.t, nonce),

@@ -157,6 +157,17 @@ class Serving:
             return name in self._wanted or name not in self._models
         return version is None or live.get(version) is not None or (name, version) in self._pinned
 
+    def quick(self, name: str, version: int | None = None) -> bool:
+        """Tell whether asking ``name`` (a ``version`` of it) asks compiled predictors alone, or fails at once.
+
+        They take microseconds a row; an estimator's own code, or loading, may take any time.
+        """
+        live = self._now.lives.get(name)
+        if live is None or version is None:
+            return live.by_value if live is not None else self.loaded(name)
+        pinned = live.get(version) or self._pinned.get((name, version))
+        return pinned is not None and pinned.pick is not None and live.rows.plain
+
     def _swap(self, state: State) -> None:
         lives: dict[str, Live] = {}
         troubles: dict[str, str] = {}

@@ -14,6 +14,7 @@ import polars as pl
 from tidemill.base.errors import RequestError
 from tidemill.engine.predict.live import Live, Loaded
 from tidemill.engine.predict.predict import Features, Logged, prediction_id
+from tidemill.engine.table.plain import storable
 from tidemill.ports.online import Snapshot
 
 
@@ -56,7 +57,7 @@ def answer(
         applied=applied.next_seq,
         key=key,
         request=request,
-        features=dict(zip(live.columns.looked, live.columns.pick(values), strict=True)),
+        features=dict(zip(live.columns.looked, map(storable, live.columns.pick(values)), strict=True)),
         prediction=predicted,
         columns=live.columns.names,
     )

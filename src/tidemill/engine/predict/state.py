@@ -66,8 +66,9 @@ class ModelState:
     """One model: its versions, its aliases with their history, its training under way and its newest report.
 
     ``tenures``: (tick, alias, version) whenever an alias was pointed. ``last_started``, ``tried``: tick and recipe of
-    the last training. ``watched``: the newest report, of tick ``watched_at``. ``route``: how questions are shared out
-    since tick ``routed_at``; ``looks``: how often an automatic canary has been judged.
+    the last training; ``rejudge``: how the model is judged has changed since it started. ``watched``: the newest
+    report, of tick ``watched_at``. ``route``: how questions are shared out since tick ``routed_at``; ``looks``: how
+    often an automatic canary has been judged.
     """
 
     versions: tuple[Version, ...] = ()
@@ -76,6 +77,7 @@ class ModelState:
     training: Training | None = None
     last_started: int | None = None
     tried: str | None = None
+    rejudge: bool = False
     judged: Mapping[str, Any] | None = None
     watched: Mapping[str, Any] | None = None
     watched_at: int | None = None
@@ -143,7 +145,13 @@ class State:
             case "resume":
                 return replace(state, halted={k: v for k, v in state.halted.items() if k != body["source"]})
             case "declare":
-                return replace(state, declared=body["declared"])
+                models = {
+                    name: replace(model, rejudge=True)
+                    if _judged(self.declared, name) != _judged(body["declared"], name)
+                    else model
+                    for name, model in self.models.items()
+                }
+                return replace(state, declared=body["declared"], models=models)
             case "train" | "fail" | "judge" | "version" | "alias" | "route" | "watch":
                 name = body["model"]
                 return replace(state, models={**state.models, name: _advance(state.model(name), entry)})
@@ -156,6 +164,11 @@ def fold(entries: Iterable[Entry], state: State | None = None) -> State:
     for entry in entries:
         state = state.apply(entry)
     return state
+
+
+def _judged(declared: Mapping[str, Any], name: str) -> Any:
+    """Return how the model ``name`` is judged, as far as it is ``declared``."""
+    return declared.get("models", {}).get(name, {}).get("judging")
 
 
 def _advance(model: ModelState, entry: Entry) -> ModelState:
@@ -173,7 +186,7 @@ def _advance(model: ModelState, entry: Entry) -> ModelState:
                 body["ready"],
                 body["next_seq"],
             )
-            return replace(model, training=training, last_started=tick, tried=body["recipe"])
+            return replace(model, training=training, last_started=tick, tried=body["recipe"], rejudge=False)
         case "fail":
             return replace(model, training=None)
         case "judge":

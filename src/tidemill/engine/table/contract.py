@@ -51,7 +51,7 @@ _ISO = (
 #: What a column of untyped text may be, most special first, and the pattern every value must then match.
 _CANDIDATES: tuple[tuple[pl.DataType, str], ...] = (
     (pl.Boolean(), r"^(?i:true|false)$"),
-    (pl.Int64(), r"^[+-]?(0|[1-9]\d{0,17})$"),
+    (pl.Int64(), r"^[+-]?(0|[1-9]\d{0,18})$"),  # of 19 digits, those that fit
     (pl.Float64(), r"^(?i:nan)$|^[+-]?((0|[1-9]\d{0,17})(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"),
     (TIME, _ISO),
 )
@@ -120,6 +120,8 @@ class Inference:
         values = values.filter(values != "")
         if len(values):
             allowed = {dtype for dtype, pattern in _CANDIDATES if values.str.contains(pattern).all()}
+            if values.str.strip_prefix("+").cast(pl.Int64, strict=False).null_count():
+                allowed.discard(pl.Int64())
             self._left[name] = self._left.get(name, allowed) & allowed
 
     def contract(self) -> dict[str, pl.DataType] | None:

@@ -441,6 +441,10 @@ CASES: dict[str, tuple[Callable[[], System], str]] = {
         lambda: system(model(estimator=LinearSVC(), task="classification", metrics=["accuracy", "brier"])),
         "the metric 'brier' needs probabilities, which its estimator does not give.",
     ),
+    "gate confidence of a coin": (
+        lambda: system(model(gate=Gate("log_loss", confidence=0.5))),
+        "late', gate: confidence=0.5 is out",
+    ),
     "gate confidence": (
         lambda: system(model(gate=Gate("log_loss", confidence=1.5))),
         "late', gate: confidence=1.5 is out",

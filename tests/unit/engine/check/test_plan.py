@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -235,3 +236,15 @@ def test_equal_descriptions_have_no_changes_and_different_ones_always_do() -> No
     ]
     for old, new in pairs:
         assert changes(old, new)
+
+
+def test_a_model_that_no_gate_has_passed_is_not_promised() -> None:
+    old = built(system())
+    models = {name: known for name, known in old.models.items() if name != "late"}
+    undecided = replace(old, models=models, undecided={"late": "only 3 rows"})
+    (item,) = [item for item in plan(system(), undecided).items if item.what == "model 'late'"]
+    assert item.action == "nothing"
+    assert item.why[0] == "no champion yet: only 3 rows"
+    assert "tidemill retrain late" in item.why[1]
+    (item,) = [item for item in plan(system(), replace(undecided, undecided={})).items if item.what == "model 'late'"]
+    assert item.action == "train"

@@ -128,3 +128,12 @@ def test_the_leaks_of_the_flights_are_told_and_its_schedule_is_not(flights: pl.D
     delay = flights["arr_delay"].cast(pl.Float64).to_numpy()
     (departure,) = giveaways(leaky, delay, features=[*honest, "dep_delay"], task="regression")
     assert "'dep_delay'" in departure.what
+
+
+def test_numbers_of_any_size_are_measured() -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.normal(size=500)
+    for scale in (1e-300, 1.0, 1e300):
+        assert strength(pl.Series(truth * scale), truth, "regression") > 0.99
+    glitch = np.where(np.arange(500) == 7, 1e200, truth)
+    assert 0.0 <= strength(pl.Series(glitch), truth, "regression") <= 1.0

@@ -676,6 +676,14 @@ def test_a_source_whose_rows_get_another_meaning_is_refused(stage: Stage) -> Non
         mill.start()
 
 
+def test_a_lake_that_has_lost_rows_is_not_filled_anew(stage: Stage) -> None:
+    """Loaded once more, they would be new rows of today, and the past would be empty."""
+    stage.tick(0)
+    del stage.lake._versions[OUTCOMES]
+    with pytest.raises(WorkspaceError, match=r"'outcomes': the journal knows .* the lake has 0\. Restore"):
+        stage.restart()
+
+
 # Fencing --------------------------------------------------------------------------------------------------------------
 
 

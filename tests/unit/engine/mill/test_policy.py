@@ -41,6 +41,8 @@ CASES: list[tuple[str, Policy, int | None, dict[str, Any], str, str]] = [
     ("no champion yet", Policy(), DAY, {"undecided": True}, "train", "no champion yet"),
     ("no champion yet, tried today", Policy(), DAY - 1, {"undecided": True}, "none", "nothing calls for it"),
     ("no champion yet, no new labels", Policy(), DAY, {"undecided": True, "new_mature_rows": 0}, "none", "nothing"),
+    ("judged otherwise", Policy(), 1 * HOUR, {"rejudged": True}, "train", "how the model is judged has changed"),
+    ("judged otherwise, under way", Policy(), 1, {"rejudged": True, "in_flight": True}, "none", "under way"),
     ("changed recipe", Policy(), 1 * HOUR, {"changed": True}, "train", "the recipe has changed"),
     ("changed recipe, no new labels", ALL, 1, {"changed": True, "new_mature_rows": 0}, "train", "recipe has changed"),
     ("changed recipe, under way", ALL, 1, {"changed": True, "in_flight": True}, "none", "under way"),

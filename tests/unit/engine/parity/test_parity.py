@@ -28,7 +28,7 @@ from tidemill.engine.parity.parity import (
 )
 from tidemill.engine.predict.encode import Encoding
 from tidemill.engine.predict.predict import Predictor
-from tidemill.engine.table.plain import plain
+from tidemill.engine.table.plain import plain, storable, storable_rows, stored
 from tidemill.spec.source import Source
 
 TIME = pl.Datetime("us", "UTC")
@@ -182,3 +182,27 @@ def test_findings_of_one_cause_add_up_and_keep_the_largest_differences() -> None
     lost, late = both.findings
     assert (lost.predictions, lost.columns, lost.fails, late.fails) == (6, {"a": 6}, True, False)
     assert [each.id for each in lost.examples] == ["0.6", "0.5", "0.4", "0.3", "0.2"]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1.5, 7, True, "inf", None])
+def test_the_log_keeps_infinities(value: Any) -> None:
+    kept = json.loads(json.dumps(storable(value), allow_nan=False))
+    assert stored(kept) == value
+    assert type(stored(kept)) is type(value)
+
+
+def test_an_infinite_feature_is_compared() -> None:
+    derived = pl.DataFrame({"w__s_1s": [math.inf, -math.inf, 2.0], "l__v": [1.0, None, math.nan]})
+    predictor = Predictor(Encoding(("l__v",), {}, (), ()), Sum())
+    texts = [
+        json.dumps({name: None if value != value else value for name, value in row.items()})
+        for row in storable_rows(derived)
+    ]
+    assert json.loads(texts[0])["w__s_1s"] == {"float": "inf"}
+    predictions = [str(each) for each in predictor.predict(derived).tolist()]
+    logged = pl.DataFrame({"id": ["a", "b", "c"], "features": texts, "prediction": predictions})
+    assert compare(logged, derived, predictor).mismatched == 0
+    wrong = derived.with_columns(pl.lit(math.inf).alias("w__s_1s"))
+    found = compare(logged, wrong, predictor)
+    assert (found.mismatched, found.by_value) == (2, {"w__s_1s": 2})
+    assert found.examples[0].logged == {"float": "-inf"}

@@ -249,14 +249,16 @@ def test_a_declared_column_must_be_in_the_first_load() -> None:
 
 
 def test_text_is_typed_by_every_value_of_the_first_load(tmp_path: Path) -> None:
-    lines = ["id,at,zip,n,f,b,t,long,empty"]
-    lines += [f"{i},2013-01-01,01234,{i},{i},true,2013-01-0{i} 04:00,9999999999999999999," for i in range(1, 9)]
-    lines += ["9,2013-01-01,12345,NA,1e3,False,NA,1,"]
+    lines = ["id,at,zip,n,f,b,t,long,empty,ns"]
+    lines += [
+        f"{i},2013-01-01,01234,{i},{i},true,2013-01-0{i} 04:00,9999999999999999999,,{2**63 - i}" for i in range(1, 9)
+    ]
+    lines += [f"9,2013-01-01,12345,NA,1e3,False,NA,1,,-{2**63}"]
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     mill, lake = intake(flights(), FileReader("*.csv", tmp_path))
     list(mill.take("flights", tick=TICK, history=True))
     frame = pl.DataFrame(lake.scan("flights"))
-    assert {name: frame.schema[name] for name in ("zip", "n", "f", "b", "t", "long", "empty")} == {
+    assert {name: frame.schema[name] for name in ("zip", "n", "f", "b", "t", "long", "empty", "ns")} == {
         "zip": pl.String,
         "n": pl.Int64,
         "f": pl.Float64,
@@ -264,8 +266,10 @@ def test_text_is_typed_by_every_value_of_the_first_load(tmp_path: Path) -> None:
         "t": pl.Datetime("us", "UTC"),
         "long": pl.String,
         "empty": pl.String,
+        "ns": pl.Int64,
     }
     assert frame["n"].to_list() == [*range(1, 9), None]
+    assert frame["ns"].to_list() == [*(2**63 - i for i in range(1, 9)), -(2**63)]
 
 
 @settings(deadline=None, max_examples=100)
