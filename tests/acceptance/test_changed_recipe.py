@@ -69,6 +69,12 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
 
     # A constant beats no baseline, so the first verdict refuses; a real estimator is a changed recipe and is tried.
     assert turn(0, 2).state().model("size").versions == ()
+    looked = CliRunner().invoke(main, ["history", "size", "--json", "--project", str(tmp_path)])
+    assert json.loads(looked.stdout)["tenures"] == []
+    promised = json.loads(CliRunner().invoke(main, ["plan", "--json", "--project", str(tmp_path)]).stdout)
+    (item,) = [item for item in promised["items"] if item["what"] == "model 'size'"]
+    assert item["action"] == "nothing"
+    assert item["why"][0].startswith("no champion yet: ")
     file.write_text(SYSTEM.replace("estimator=DummyRegressor()", "estimator=LinearRegression()"))
     state = turn(10, 2).state().model("size")
     assert state.aliases == {"champion": 1}

@@ -94,3 +94,14 @@ def test_folding_in_two_parts_gives_the_same_state() -> None:
 def test_every_kind_is_folded_without_error_or_is_only_noted() -> None:
     assert fold([Entry(1, 0, "something new", {})]) == State(number=1)
     assert {"commit", "train", "judge", "version", "alias", "watch"} <= set(KINDS)
+
+
+def test_another_judging_is_noticed_until_the_next_training() -> None:
+    def declare(confidence: float) -> tuple[int, str, dict[str, Any]]:
+        return 0, "declare", {"declared": {"models": {"late": {"judging": {"gate": confidence}}}}, "changes": []}
+
+    began = [declare(0.9), training(10, "t")]
+    assert not fold(entries(*began)).model("late").rejudge
+    assert not fold(entries(*began, declare(0.9))).model("late").rejudge
+    assert fold(entries(*began, declare(0.8))).model("late").rejudge
+    assert not fold(entries(*began, declare(0.8), training(20, "u"))).model("late").rejudge
