@@ -88,17 +88,19 @@ def decisions(entry: Entry) -> list[tuple[str, str]]:
         case "fail":
             return [("red", f"{body['model']}: the training failed: {body['reason']}")]
         case "halt":
-            return [("red", f"source {still(body['source'], body['reason'])}")]
+            kind = "table" if body.get("derived") else "source"
+            return [("red", f"{kind} {still(body['source'], body['reason'])}")]
         case "resume":
-            return [("green", f"source {body['source']} is read again")]
+            name = body["source"]
+            return [("green", f"table {name} goes on" if body.get("derived") else f"source {name} is read again")]
         case "watch":
             return _alarms(body)
     return []
 
 
-def still(source: str, reason: str) -> str:
-    """Return that a source stands still, and why, without naming it again."""
-    return f"{source} stands still: {reason.removeprefix(f'source {source!r}: ')}"
+def still(name: str, reason: str) -> str:
+    """Return that a source or a table stands still, and why, without naming it again."""
+    return f"{name} stands still: {reason.removeprefix(f'source {name!r}: ').removeprefix(f'table {name!r}: ')}"
 
 
 def refused_rows(commit: Mapping[str, Any]) -> str:

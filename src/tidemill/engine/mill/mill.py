@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from tidemill.base.clock import DAY
-from tidemill.base.errors import SourceError, TrainingError, WorkspaceError
+from tidemill.base.errors import DeclarationError, SourceError, TrainingError, WorkspaceError
 from tidemill.base.schema import HISTORY, SEQ, TICK
 from tidemill.engine.check.fingerprint import of
 from tidemill.engine.example import ledger
@@ -337,7 +337,14 @@ class Mill:
             wakes = self._wakes.get(table.name, tick)
             if (wakes is None or wakes > tick) and not any(name in fresh.counts for name in table.inputs):
                 continue
-            taken = self._derivation.update(table, tick=tick, code=of(table), history=self._after_load(table))
+            try:
+                taken = self._derivation.update(table, tick=tick, code=of(table), history=self._after_load(table))
+            except DeclarationError as error:  # of these rows; the table stays as it was until others come
+                if self.state.halted.get(table.name) != str(error):
+                    drafts.append(Draft(tick, "halt", {"source": table.name, "reason": str(error), "derived": True}))
+                continue
+            if table.name in self.state.halted:
+                drafts.append(Draft(tick, "resume", {"source": table.name, "derived": True}))
             head = self.ports.lake.head(table.name)
             self._wakes[table.name] = json.loads(head.cursor)["wakes"] if head and head.cursor else None
             if taken is not None:

@@ -19,7 +19,8 @@ from tidemill.ports.journal import Entry
 KINDS: Mapping[str, str] = {
     "commit": "rows were committed to a table: table, rows, quarantined, first_seq, next_seq, cleaned",
     "loaded": "the first load of a source ended; from now on known-at is at least the tick: source",
-    "halt": "a source stands still because an input cannot be read: source, reason",
+    "halt": "a source stands still because an input cannot be read, or a derived table because its function failed: "
+    "source, reason, derived",
     "resume": "a source that stood still is read again: source",
     "declare": "the declared system is new or has changed: declared, changes (of recipes, in words)",
     "train": "a training started: model, training, recipe, case, reasons, as_of, ready, next_seq, rival",

@@ -52,7 +52,8 @@ def evaluate(table: Table, frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
             made = table.function(*(frames[name].drop(SYSTEM_COLUMNS, strict=False).lazy() for name in table.inputs))
         frame = made.collect() if isinstance(made, pl.LazyFrame) else made
     except Exception as error:
-        raise _wrong(where, f"its function failed: {type(error).__name__}: {error}", "Mend the function.") from error
+        what = "steps" if table.steps else "function"
+        raise _wrong(where, f"its {what} failed: {type(error).__name__}: {error}", f"Mend the {what}.") from error
     if not isinstance(frame, pl.DataFrame):
         raise _wrong(where, f"its function returned a {type(frame).__name__}.", "Return a Polars lazy frame.")
     known = table.known_at.column if isinstance(table.known_at, Offset) else table.known_at

@@ -676,6 +676,31 @@ def test_a_source_whose_rows_get_another_meaning_is_refused(stage: Stage) -> Non
         mill.start()
 
 
+def test_a_derived_table_whose_function_fails_stands_still_alone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.tick(0)
+    before = stage.mill.state.rows["days"]
+    (days,) = [table for table in stage.mill.system.tables if isinstance(table, Table)]
+    whole = days.function
+
+    def failing(visits: pl.LazyFrame) -> pl.LazyFrame:
+        found: pl.LazyFrame = whole(visits).with_columns(pl.lit("n/a").cast(pl.Float64))
+        return found
+
+    object.__setattr__(days, "function", failing)
+    stage.inputs.rows[VISITS].append(visit(900, 5))
+    turned = stage.tick(1)
+    halts = [entry.body for entry in turned.entries if entry.kind == "halt"]
+    assert [(body["source"], body["derived"]) for body in halts] == [("days", True)]
+    assert "its function failed: InvalidOperationError" in halts[0]["reason"]
+    assert (turned.rows[VISITS], stage.mill.state.rows["days"]) == (1, before)
+    assert not [entry for entry in stage.tick(2).entries if entry.kind == "halt"]  # nothing new to say
+    object.__setattr__(days, "function", whole)
+    stage.inputs.rows[VISITS].append(visit(901, 6))
+    assert "resume" in [entry.kind for entry in stage.tick(3).entries]
+    assert stage.mill.state.halted == {}
+    assert stage.mill.state.rows["days"] > before
+
+
 def test_a_lake_that_has_lost_rows_is_not_filled_anew(stage: Stage) -> None:
     """Loaded once more, they would be new rows of today, and the past would be empty."""
     stage.tick(0)
