@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tidemill.spec import argument
 from tidemill.spec.expression import Expression
 
 if TYPE_CHECKING:
@@ -51,19 +52,31 @@ Check = NotNull | Between | OneOf | Holds
 
 def not_null(*columns: str) -> NotNull:
     """Require that none of ``columns`` is null."""
-    return NotNull(columns)
+    return NotNull(tuple(_column(each, "not_null") for each in argument.spread(columns)))
 
 
 def between(column: str, low: float | None, high: float | None) -> Between:
     """Require ``low <= column <= high``, both ends included; None leaves an end open."""
-    return Between(column, low, high)
+    for bound in (low, high):
+        argument.require(bound, int | float | None, f"a bound of between({column!r})", "Write a number, or None.")
+    return Between(_column(column, "between"), low, high)
 
 
 def one_of(column: str, *values: str | int | float | bool) -> OneOf:
     """Require that ``column`` holds one of ``values``."""
-    return OneOf(column, values)
+    listed = argument.spread(values)
+    for value in listed:
+        do = "Write plain values, one after the other: tm.one_of('origin', 'EWR', 'JFK')."
+        argument.require(value, str | int | float | bool, f"a value of one_of({column!r})", do)
+    return OneOf(_column(column, "one_of"), listed)
 
 
 def holds(name: str, expression: str | pl.Expr) -> Holds:
     """Require that a boolean ``expression`` over the row is not false; ``name`` is the reason given when it is."""
+    argument.require(name, str, "the name of holds()", "Write the reason first: tm.holds('lands', pl.col('x') > 0).")
     return Holds(name, Expression.of(expression))
+
+
+def _column(given: str, check: str) -> str:
+    argument.require(given, str, f"the column of {check}()", "Name a column.")
+    return given
