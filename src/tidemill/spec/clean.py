@@ -173,7 +173,7 @@ def label(step: Step) -> str:
                 case _:
                     return f"{name} {check.name}"
         case Trim(columns=columns) | Duplicates(columns=columns):
-            return f"{name} {', '.join(columns)}"
+            return f"{name} {', '.join(columns)}".rstrip()
         case Sample(by=by) | Balance(by=by):
             return name if by is None else f"{name} by {by}"
         case _:
@@ -251,6 +251,8 @@ def recode(
 
     ``otherwise``: what becomes of other values: kept, null, or their rows dropped. A null stays one.
     """
+    for value in (*codes, *codes.values()):
+        argument.require(value, Plain | None, f"a code of recode({column!r})", "Write plain values: {'?': None}.")
     return Recode(column, tuple(codes.items()), otherwise)
 
 
