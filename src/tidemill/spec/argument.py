@@ -46,7 +46,7 @@ def listed(given: Any, kinds: type | UnionType | tuple[type, ...], what: str, do
     """Return one value of ``kinds`` or several as a tuple. Raises TypeError when they are of another type."""
     if isinstance(given, kinds):
         return (given,)
-    require(given, Iterable, what, do)
+    require(given, kinds if isinstance(given, str) else Iterable, what, do)  # a text is not its letters
     each = tuple(given)
     for one in each:
         require(one, kinds, what, do)

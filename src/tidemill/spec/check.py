@@ -5,6 +5,7 @@ A check on a null value passes, except ``not_null``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ from tidemill.spec.expression import Expression
 
 if TYPE_CHECKING:
     import polars as pl
+
+#: What a column may be compared with.
+Value = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class OneOf:
     """The column holds one of ``values``."""
 
     column: str
-    values: tuple[str | int | float | bool, ...]
+    values: tuple[Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Holds:
 Check = NotNull | Between | OneOf | Holds
 
 
-def not_null(*columns: str) -> NotNull:
+def not_null(*columns: str | Sequence[str]) -> NotNull:
     """Require that none of ``columns`` is null."""
     return NotNull(tuple(_column(each, "not_null") for each in argument.spread(columns)))
 
@@ -62,12 +66,12 @@ def between(column: str, low: float | None, high: float | None) -> Between:
     return Between(_column(column, "between"), low, high)
 
 
-def one_of(column: str, *values: str | int | float | bool) -> OneOf:
-    """Require that ``column`` holds one of ``values``."""
+def one_of(column: str, *values: Value | Sequence[Value]) -> OneOf:
+    """Require that ``column`` holds one of ``values``, written one after the other or as a list."""
     listed = argument.spread(values)
     for value in listed:
         do = "Write plain values, one after the other: tm.one_of('origin', 'EWR', 'JFK')."
-        argument.require(value, str | int | float | bool, f"a value of one_of({column!r})", do)
+        argument.require(value, Value, f"a value of one_of({column!r})", do)
     return OneOf(_column(column, "one_of"), listed)
 
 

@@ -9,7 +9,7 @@ Most steps look at one row alone. Those that look at others (``outliers``, ``dup
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -256,7 +256,7 @@ def recode(
     return Recode(column, tuple(codes.items()), otherwise)
 
 
-def trim(*columns: str, case: Literal["lower", "upper"] | None = None) -> Trim:
+def trim(*columns: str | Sequence[str], case: Literal["lower", "upper"] | None = None) -> Trim:
     """Take blanks off both ends of text, and bring it to one ``case``; text of blanks alone becomes null."""
     return Trim(argument.names(argument.spread(columns), "trim()"), case)
 
@@ -298,7 +298,7 @@ def outliers(
     return Outliers(column, method, k, past, then or ("keep" if flag else "drop"), flag)
 
 
-def duplicates(*columns: str, within: str | None = None) -> Duplicates:
+def duplicates(*columns: str | Sequence[str], within: str | None = None) -> Duplicates:
     """Drop rows that are alike in ``columns`` to one known before them, at most ``within`` before (else ever).
 
     The first known stays. Of rows known at one time, the first by event time and key stays. Nulls are alike.
@@ -349,7 +349,7 @@ def balance(
     return Balance(by, parse_duration(over), least, argument.names(key, "key="), seed, weight)
 
 
-def steps_of(steps: Iterable[Any]) -> tuple[Step, ...]:
+def steps_of(steps: Step | Iterable[Any]) -> tuple[Step, ...]:
     """Return ``steps`` as a tuple. Raises TypeError when one is no step; a check is one by ``tm.invalid(check)``."""
     made = (steps,) if isinstance(steps, Step) else tuple(steps)
     for step in made:

@@ -110,7 +110,7 @@ class Source:
         known_at: str | Offset | None = None,
         corrected_at: str | None = None,
         tombstone: str | None = None,
-        checks: Iterable[Check] = (),
+        checks: Check | Iterable[Check] = (),
     ) -> None:
         names = _key(name, key, event_time, known_at)
         do = "Write tm.files('arrivals/*.csv'), tm.push() or tm.rows(function)."
@@ -214,7 +214,7 @@ def table(
 def clean(
     name: str,
     table: Source | Table,
-    steps: Iterable[Step],
+    steps: Step | Iterable[Step],
     *,
     key: str | Iterable[str] | None = None,
     event_time: str | None = None,

@@ -215,7 +215,7 @@ class Policy:
     window: int | None
     takes: int
 
-    def __init__(self, *, retrain: Iterable[Trigger] = (), window: str = "all", takes: str = "1h") -> None:
+    def __init__(self, *, retrain: Trigger | Iterable[Trigger] = (), window: str = "all", takes: str = "1h") -> None:
         do = "Write tm.every('30d'), tm.on_drift() or tm.on_drop()."
         triggers = argument.listed(retrain, Trigger, "retrain= of a policy", do)
         object.__setattr__(self, "retrain", triggers)
