@@ -62,7 +62,7 @@ class FileReader:
         part has been yielded then.
         """
         state: dict[str, list[Any]] = json.loads(cursor) if cursor else {}
-        paths = {path.relative_to(self._root).as_posix(): path for path in self._root.glob(self._pattern)}
+        paths = self._paths()
         for name in sorted(paths):
             path = paths[name]
             if not path.is_file():
@@ -85,12 +85,18 @@ class FileReader:
     def pending(self, cursor: str | None) -> int:
         """Return how many files are new or have grown since ``cursor``, without reading them."""
         state: dict[str, list[Any]] = json.loads(cursor) if cursor else {}
-        sizes = {
-            path.relative_to(self._root).as_posix(): path.stat().st_size
-            for path in self._root.glob(self._pattern)
-            if path.is_file()
-        }
+        sizes = {name: path.stat().st_size for name, path in self._paths().items() if path.is_file()}
         return sum(size > state.get(name, [0])[0] for name, size in sizes.items())
+
+    def _paths(self) -> dict[str, Path]:
+        """Return what matches the pattern, by path below the root. Raises SourceError when it is no pattern."""
+        try:
+            return {path.relative_to(self._root).as_posix(): path for path in self._root.glob(self._pattern)}
+        except (ValueError, NotImplementedError) as error:
+            raise SourceError(
+                f"the pattern {self._pattern!r} cannot be used: {error}. Write one relative to the folder of the "
+                "declared file, such as 'arrivals/*.csv' or '**/*.csv'."
+            ) from error
 
     # Text ---------------------------------------------------------------------------------------------------------
 

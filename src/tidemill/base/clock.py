@@ -87,12 +87,12 @@ def parse_duration(text: str) -> int:
     Raises ValueError when the text is not of that form or longer than LONGEST. The result is not negative.
     """
     position = total = 0
-    for match in _DURATION.finditer(text):
+    for match in _DURATION.finditer(text) if isinstance(text, str) else ():
         if match.start() != position:
             break
         total += round(float(match[1]) * _UNITS[match[2]])
         position = match.end()
-    if not text or position != len(text):
+    if not isinstance(text, str) or not text or position != len(text):
         raise ValueError(f"{text!r} is not a duration. Write a number and a unit, such as '30d', '6h' or '1d12h'.")
     if total > LONGEST:
         raise ValueError(

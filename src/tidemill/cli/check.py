@@ -17,7 +17,7 @@ from tidemill.base.errors import DeclarationError, Fault
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, count, faults_json, print_faults
 from tidemill.engine.check.check import check, installation, uncompiled, warnings
-from tidemill.engine.check.peek import Seen, cut_faults
+from tidemill.engine.check.peek import Seen, cut_faults, expression_faults
 from tidemill.engine.table.contract import contract_of
 from tidemill.ports.lake import Commit
 from tidemill.project import Project
@@ -100,6 +100,8 @@ def inspect(project: Project) -> Checked:
     schemas = {name: schema for name, schema in seen.schemas.items() if name not in _derived(project)}
     faults = [*seen.faults]
     faults += check(system, schemas, repeated=seen.repeated, categories=seen.categories)
+    if not faults:
+        faults += expression_faults(system, seen, SystemClock().now())
     cut: tuple[str, ...] = ()
     if not faults and _derived(project):
         faults += _cut(project, seen, loaded)

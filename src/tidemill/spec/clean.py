@@ -9,11 +9,12 @@ Most steps look at one row alone. Those that look at others (``outliers``, ``dup
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tidemill.base.clock import parse_duration
+from tidemill.spec import argument
 from tidemill.spec.check import Between, Check, NotNull, OneOf
 from tidemill.spec.expression import Expression
 
@@ -172,7 +173,7 @@ def label(step: Step) -> str:
                 case _:
                     return f"{name} {check.name}"
         case Trim(columns=columns) | Duplicates(columns=columns):
-            return f"{name} {', '.join(columns)}"
+            return f"{name} {', '.join(columns)}".rstrip()
         case Sample(by=by) | Balance(by=by):
             return name if by is None else f"{name} by {by}"
         case _:
@@ -199,7 +200,7 @@ def fill(
     """
     if (value is None) == (trailing is None) or (trailing is None) != (over is None):
         raise TypeError(f"fill({column!r}) takes a value, or trailing='median' and over='30d'.")
-    past = None if over is None else Past(parse_duration(over), _names(by), least)
+    past = None if over is None else Past(parse_duration(over), argument.names(by, "by="), least)
     given = value if value is None or isinstance(value, str | int | float) else Expression.of(value)
     return Fill(column, given, trailing, past)
 
@@ -250,12 +251,14 @@ def recode(
 
     ``otherwise``: what becomes of other values: kept, null, or their rows dropped. A null stays one.
     """
+    for value in (*codes, *codes.values()):
+        argument.require(value, Plain | None, f"a code of recode({column!r})", "Write plain values: {'?': None}.")
     return Recode(column, tuple(codes.items()), otherwise)
 
 
-def trim(*columns: str, case: Literal["lower", "upper"] | None = None) -> Trim:
+def trim(*columns: str | Sequence[str], case: Literal["lower", "upper"] | None = None) -> Trim:
     """Take blanks off both ends of text, and bring it to one ``case``; text of blanks alone becomes null."""
-    return Trim(columns, case)
+    return Trim(argument.names(argument.spread(columns), "trim()"), case)
 
 
 def clip(column: str, low: float | None, high: float | None) -> Clip:
@@ -290,17 +293,19 @@ def outliers(
     without spread. ``then``: drop the row (unless a flag is given), make the value null, bring it to the nearest bound,
     or keep it. ``flag``: a new column of truth values, true for outliers.
     """
-    past = Past(parse_duration(over), _names(by), least)
+    past = Past(parse_duration(over), argument.names(by, "by="), least)
     k = (1.5 if method == "iqr" else 3.0) if k is None else k
     return Outliers(column, method, k, past, then or ("keep" if flag else "drop"), flag)
 
 
-def duplicates(*columns: str, within: str | None = None) -> Duplicates:
+def duplicates(*columns: str | Sequence[str], within: str | None = None) -> Duplicates:
     """Drop rows that are alike in ``columns`` to one known before them, at most ``within`` before (else ever).
 
     The first known stays. Of rows known at one time, the first by event time and key stays. Nulls are alike.
     """
-    return Duplicates(columns, None if within is None else parse_duration(within))
+    return Duplicates(
+        argument.names(argument.spread(columns), "duplicates()"), None if within is None else parse_duration(within)
+    )
 
 
 def sample(
@@ -320,10 +325,11 @@ def sample(
     """
     if isinstance(share, Mapping) != (by is not None):
         raise TypeError("sample() takes one share, or by='column' with a share for each of its values.")
+    names = argument.names(key, "key=")
     if isinstance(share, Mapping):
-        return Sample(by, tuple((value, float(each)) for value, each in share.items()), otherwise, _names(key), seed,
-                      weight)  # fmt: skip
-    return Sample(None, (), float(share), _names(key), seed, weight)
+        shares = tuple((value, float(each)) for value, each in share.items())
+        return Sample(by, shares, otherwise, names, seed, weight)
+    return Sample(None, (), float(share), names, seed, weight)
 
 
 def balance(
@@ -340,16 +346,12 @@ def balance(
     The counts are those of rows known within ``over`` before the row was; while they are fewer than ``least`` in all,
     or the row's value was not among them, the row stays. ``key``, ``seed`` and ``weight`` as in ``tm.sample``.
     """
-    return Balance(by, parse_duration(over), least, _names(key), seed, weight)
+    return Balance(by, parse_duration(over), least, argument.names(key, "key="), seed, weight)
 
 
-def _names(names: str | Iterable[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def steps_of(steps: Iterable[Any]) -> tuple[Step, ...]:
+def steps_of(steps: Step | Iterable[Any]) -> tuple[Step, ...]:
     """Return ``steps`` as a tuple. Raises TypeError when one is no step; a check is one by ``tm.invalid(check)``."""
-    made = tuple(steps)
+    made = (steps,) if isinstance(steps, Step) else tuple(steps)
     for step in made:
         if not isinstance(step, Step):
             hint = " Write tm.invalid(check)." if isinstance(step, Check) else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tidemill.base.clock import parse_duration
+from tidemill.spec import argument
 from tidemill.spec.expression import Expression
 from tidemill.spec.source import Source, Table
 
@@ -40,7 +41,7 @@ class Aggregate:
 
 
 def _windows(over: str | Iterable[str]) -> tuple[Window, ...]:
-    texts = (over,) if isinstance(over, str) else tuple(over)
+    texts = tuple(over) if isinstance(over, Iterable) and not isinstance(over, str) else (over,)
     return tuple(Window(text, parse_duration(text)) for text in texts)
 
 
@@ -110,12 +111,13 @@ def since_last(*, over: str | Iterable[str]) -> Aggregate:
     return Aggregate("since_last", None, _windows(over))
 
 
-def _names(by: str | Iterable[str]) -> tuple[str, ...]:
-    return (by,) if isinstance(by, str) else tuple(by)
-
-
-def _renaming(on: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((on or {}).items()))
+def _looked_up(name: str, table: Source | Table) -> str:
+    """Return what messages call the view. Raises TypeError when it has no name or no table."""
+    argument.name(name, "a feature view")
+    what = f"feature view {name!r}"
+    do = "Pass the declaration itself: a tm.Source, or what @tm.table or tm.clean made."
+    argument.require(table, Source | Table, f"the table of {what}", do)
+    return what
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -141,12 +143,17 @@ class Aggregation:
         features: Mapping[str, Aggregate],
         on: Mapping[str, str] | None = None,
     ) -> None:
+        what = _looked_up(name, table)
+        do = "Write names and windows: features={'delay': tm.mean('arr_delay', over='6h')}."
+        aggregates = argument.named(features, f"features= of {what}", do)
+        for feature, aggregate in aggregates.items():
+            argument.require(aggregate, Aggregate, f"{feature!r} of {what}", do)
         for attribute, value in (
             ("name", name),
             ("table", table),
-            ("by", _names(by)),
-            ("features", tuple(features.items())),
-            ("on", _renaming(on)),
+            ("by", argument.names(by, f"by= of {what}")),
+            ("features", tuple(aggregates.items())),
+            ("on", argument.renaming(on, f"on= of {what}")),
         ):
             object.__setattr__(self, attribute, value)
 
@@ -192,14 +199,15 @@ class Latest:
         ahead: bool = False,
         on: Mapping[str, str] | None = None,
     ) -> None:
+        what = _looked_up(name, table)
         for attribute, value in (
             ("name", name),
             ("table", table),
-            ("by", _names(by)),
-            ("values", _names(columns)),
+            ("by", argument.names(by, f"by= of {what}")),
+            ("values", argument.names(columns, f"columns= of {what}")),
             ("within", None if within is None else parse_duration(within)),
             ("ahead", ahead),
-            ("on", _renaming(on)),
+            ("on", argument.renaming(on, f"on= of {what}")),
         ):
             object.__setattr__(self, attribute, value)
 
@@ -224,8 +232,11 @@ class OnDemand:
     features: tuple[tuple[str, Expression], ...]
 
     def __init__(self, name: str, features: Mapping[str, str | pl.Expr]) -> None:
+        argument.name(name, "a feature view")
+        do = "Write names and expressions: {'hour': pl.col('scheduled').dt.hour()}."
+        given = argument.named(features, f"the features of feature view {name!r}", do)
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "features", tuple((key, Expression.of(value)) for key, value in features.items()))
+        object.__setattr__(self, "features", tuple((key, Expression.of(value)) for key, value in given.items()))
 
     @property
     def request_columns(self) -> tuple[str, ...]:

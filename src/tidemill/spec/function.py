@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tidemill.kernels.xxh64 import bucket as bucket_of
+from tidemill.spec import argument
 
 if TYPE_CHECKING:
     import polars as pl
@@ -44,6 +45,8 @@ def cyclic(name: str, value: str | pl.Expr, period: float) -> dict[str, pl.Expr]
     """
     import polars as pl
 
+    argument.require(name, str, "the name of cyclic()", "Write tm.cyclic('hour', hour, 24).")
+    argument.number(period, "the period of cyclic()")
     if not (math.isfinite(period) and period > 0):
         raise ValueError(f"a period is a positive number, not {period}")
     angle = _column(value).cast(pl.Float64) * (2 * math.pi / period)
@@ -158,4 +161,5 @@ def _pickled(carried: Sequence[int]) -> bytes:
 def _column(value: str | pl.Expr) -> pl.Expr:
     import polars as pl
 
+    argument.require(value, str | pl.Expr, "a column", "Name one, or write a Polars expression.")
     return pl.col(value) if isinstance(value, str) else value

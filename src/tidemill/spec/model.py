@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tidemill.base.clock import parse_duration
+from tidemill.spec import argument
 from tidemill.spec.expression import Expression
 from tidemill.spec.feature import Aggregation, Latest, OnDemand, View
 from tidemill.spec.source import Source, Table
@@ -47,13 +48,15 @@ class Label:
         settle: str = "0s",
         on: Mapping[str, str] | None = None,
     ) -> None:
+        argument.require(table, Source | Table, "the table of a label", "Pass the declaration itself.")
+        argument.require(otherwise, bool | int | float | str | None, "otherwise= of a label", "Write a plain value.")
         for attribute, each in (
             ("table", table),
             ("value", Expression.of(value)),
             ("within", parse_duration(within)),
             ("settle", parse_duration(settle)),
             ("otherwise", otherwise),
-            ("on", tuple(sorted((on or {}).items()))),
+            ("on", argument.renaming(on, "on= of a label")),
         ):
             object.__setattr__(self, attribute, each)
 
@@ -71,6 +74,11 @@ class Gate:
     confidence: float = 0.95
     margin: float = 0.0
     min_rows: int = 500
+
+    def __post_init__(self) -> None:
+        argument.require(self.metric, str, "the metric of a gate", "Name one: tm.Gate('log_loss').")
+        for what in ("confidence", "margin", "min_rows"):
+            argument.number(getattr(self, what), f"{what}= of a gate")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -108,37 +116,53 @@ class Model:
         examples: Source | Table,
         asked_at: str | Offset,
         label: Label,
-        features: Iterable[View | str],
-        retired: Iterable[View | str] = (),
+        features: View | str | Iterable[View | str],
+        retired: View | str | Iterable[View | str] = (),
         estimator: Any,
         task: Task | None = None,
         split: Split | None = None,
-        metrics: Iterable[Metric] | None = None,
+        metrics: Metric | Iterable[Metric] | None = None,
         kpis: Mapping[str, Callable[..., float]] | None = None,
-        slices: Iterable[str] = (),
+        slices: str | Iterable[str] = (),
         gate: Gate | None = None,
         tolerance: float | None = None,
     ) -> None:
+        argument.name(name, "a model")
+        what = f"model {name!r}"
+        do = "Pass the declaration itself: a tm.Source, or what @tm.table or tm.clean made."
+        argument.require(examples, Source | Table, f"examples= of {what}", do)
+        do = "Name a column, or write tm.before('column', '2h') or tm.after('column', '2h')."
+        argument.require(asked_at, str | Offset, f"asked_at= of {what}", do)
+        argument.require(label, Label, f"label= of {what}", "Write tm.Label(table, value, within='2d').")
+        do = "Write tm.by_time(test='30d') or tm.by_key(test=0.2)."
+        argument.require(split, Split | None, f"split= of {what}", do)
+        argument.require(gate, Gate | None, f"gate= of {what}", "Write tm.Gate('log_loss').")
+        argument.require(tolerance, float | int | None, f"tolerance= of {what}", "Write a number.")
+        if task not in (None, "classification", "regression"):
+            raise ValueError(f"task= of {what} cannot be {task!r}. Write 'classification' or 'regression'.")
+        do = "Features are views (tm.Aggregation, tm.Latest, tm.OnDemand) and names of columns of the examples."
+        learned = argument.listed(features, View | str, f"features= of {what}", do)
+        old = argument.listed(retired, View | str, f"retired= of {what}", do)
+        functions = argument.named(kpis or {}, f"kpis= of {what}", "Write names and functions: {'cost': cost}.")
         kind: Task = task or _task(estimator)
         default: tuple[Metric, ...] = (
             ("log_loss", "roc_auc", "brier") if kind == "classification" else ("mae", "rmse", "r2")
         )
-        chosen = tuple(metrics) if metrics is not None else default
-        old = tuple(retired)
+        chosen = default if metrics is None else argument.listed(metrics, str, f"metrics= of {what}", "Name metrics.")
         for attribute, value in (
             ("name", name),
             ("examples", examples),
             ("asked_at", asked_at),
             ("label", label),
-            ("features", (*features, *old)),
+            ("features", (*learned, *old)),
             ("retired", old),
             ("estimator", estimator),
             ("task", kind),
             ("split", split or by_time(test="30d")),
             ("metrics", chosen),
-            ("kpis", tuple((kpis or {}).items())),
-            ("slices", tuple(slices)),
-            ("gate", gate or Gate(chosen[0])),
+            ("kpis", tuple(functions.items())),
+            ("slices", argument.names(slices, f"slices= of {what}")),
+            ("gate", gate or Gate((chosen or default)[0])),
             ("tolerance", tolerance),
         ):
             object.__setattr__(self, attribute, value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
+from tidemill.spec import argument
 from tidemill.spec.check import Check
 from tidemill.spec.clean import Step, looks_back, steps_of
 from tidemill.spec.time import Offset
@@ -40,7 +42,15 @@ class Rows:
 
 
 def files(pattern: str) -> Files:
-    """Read files that match a glob ``pattern``, relative to the folder of the declared file."""
+    """Read files that match a glob ``pattern``, relative to the folder of the declared file.
+
+    Raises TypeError unless it is one text, and ValueError when it is absolute or names no file.
+    """
+    do = "Write one pattern, relative to the folder of the declared file: tm.files('arrivals/*.csv')."
+    argument.require(pattern, str, "the pattern of files()", do)
+    if PurePath(pattern).is_absolute() or PurePath(pattern).name in ("", ".."):
+        wrong = "is absolute" if PurePath(pattern).is_absolute() else "names no file"
+        raise ValueError(f"the pattern {pattern!r} of files() {wrong}. {do}")
     return Files(pattern)
 
 
@@ -54,11 +64,18 @@ def rows(function: Callable[[int], Iterable[Any]], *, history: bool = False) -> 
 
     ``history``: the first load is history, whose rows keep their declared known-at; questions of the past see them.
     """
+    if not callable(function):
+        raise TypeError(f"rows() cannot read {argument.shown(function)}. Pass a function of the rows taken so far.")
     return Rows(function, history)
 
 
-def _names(key: str | Iterable[str]) -> tuple[str, ...]:
-    return (key,) if isinstance(key, str) else tuple(key)
+def _key(name: str, key: str | Iterable[str], event_time: str | None, known_at: str | Offset | None) -> tuple[str, ...]:
+    """Return the key of the table ``name``. Raises TypeError when its name, its key or a time of it is none."""
+    argument.name(name, "a source or table")
+    argument.column(event_time, f"event_time= of {name!r}")
+    do = "Name a column, or write tm.before('column', '1h') or tm.after('column', '1h')."
+    argument.require(known_at, str | Offset | None, f"known_at= of {name!r}", do)
+    return argument.names(key, f"key= of {name!r}")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -93,17 +110,24 @@ class Source:
         known_at: str | Offset | None = None,
         corrected_at: str | None = None,
         tombstone: str | None = None,
-        checks: Iterable[Check] = (),
+        checks: Check | Iterable[Check] = (),
     ) -> None:
+        names = _key(name, key, event_time, known_at)
+        do = "Write tm.files('arrivals/*.csv'), tm.push() or tm.rows(function)."
+        argument.require(reader, Files | Push | Rows, f"the reader of {name!r}", do)
+        argument.column(corrected_at, f"corrected_at= of {name!r}")
+        argument.column(tombstone, f"tombstone= of {name!r}")
+        do = "Checks are tm.not_null, tm.between, tm.one_of and tm.holds."
+        conditions = argument.listed(checks, Check, f"checks= of {name!r}", do)
         for attribute, value in (
             ("name", name),
             ("reader", reader),
-            ("key", _names(key)),
+            ("key", names),
             ("event_time", event_time),
             ("known_at", known_at),
             ("corrected_at", corrected_at),
             ("tombstone", tombstone),
-            ("checks", tuple(checks)),
+            ("checks", conditions),
         ):
             object.__setattr__(self, attribute, value)
 
@@ -163,6 +187,7 @@ def table(
     of an output row is at least that of its inputs. ``rows=True`` promises that each output row depends on one input
     row alone; the function then runs on new rows only. Raises TypeError when a parameter names no declaration.
     """
+    names = _key(name, key, event_time, known_at)
 
     def decorate(function: Callable[..., Any]) -> Table:
         named = {
@@ -181,7 +206,7 @@ def table(
                     "declared above it. Name each parameter after the declaration it reads."
                 )
             inputs.append(found)
-        return Table(name, function, _names(key), event_time, known_at, rows, tuple(inputs))
+        return Table(name, function, names, event_time, known_at, rows, tuple(inputs))
 
     return decorate
 
@@ -189,7 +214,7 @@ def table(
 def clean(
     name: str,
     table: Source | Table,
-    steps: Iterable[Step],
+    steps: Step | Iterable[Step],
     *,
     key: str | Iterable[str] | None = None,
     event_time: str | None = None,
@@ -201,8 +226,9 @@ def clean(
     ``table`` unless given (a time that a step reads out of text, say). Steps that look at one row alone run on new rows
     only. Raises TypeError when one of ``steps`` is none.
     """
+    argument.require(table, Source | Table, f"the table of {name!r}", "Pass the declaration of what is to be cleaned.")
+    names = _key(name, table.key if key is None else key, event_time, known_at)
     made = steps_of(steps)
-    names = table.key if key is None else _names(key)
     # The time at which rows of a static table came in says nothing of a past that the steps bring to light.
     dated = table.event_time is None and table.known_at is None and (event_time, known_at) != (None, None)
     by_row = names == table.key and not dated and not any(looks_back(step) for step in made)

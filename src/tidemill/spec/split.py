@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidemill.base.clock import DAY, parse_duration
+from tidemill.spec import argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class ByKey:
 
 def by_time(*, test: str, gap: str = "0s", blocks: int = 1) -> ByTime:
     """Judge on the newest ``test`` of time, with a ``gap`` before it, in ``blocks`` rolling parts."""
+    argument.require(blocks, int, "blocks= of by_time()", "Write a whole number.")
     if blocks < 1:
         raise ValueError("blocks must be at least 1")
     return ByTime(parse_duration(test), parse_duration(gap), blocks)
@@ -37,6 +39,7 @@ def by_time(*, test: str, gap: str = "0s", blocks: int = 1) -> ByTime:
 
 def by_key(*, test: float = 0.2, seed: int = 0) -> ByKey:
     """Judge on the share ``test`` (0 < test < 1) of keys, chosen by a hash of the key and ``seed``."""
+    argument.number(test, "test= of by_key()")
     if not 0 < test < 1:
         raise ValueError(f"test must lie between 0 and 1, not {test}")
     return ByKey(test, seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tidemill.base.clock import parse_duration
+from tidemill.spec import argument
 from tidemill.spec.feature import OnDemand, View
 from tidemill.spec.model import Model
 from tidemill.spec.source import Source, Table
@@ -24,6 +25,7 @@ class Canary:
     over: int
 
     def __init__(self, *, share: float = 0.1, over: str = "1d") -> None:
+        argument.number(share, "the share of a canary")
         object.__setattr__(self, "share", share)
         object.__setattr__(self, "over", parse_duration(over))
 
@@ -73,6 +75,16 @@ class Endpoint:
         drain: str = "30s",
         access_log: Literal["all", "errors", "none"] = "errors",
     ) -> None:
+        argument.require(log, str | int | float, "log= of an endpoint", "Write 'all', 'none', or a share such as 0.1.")
+        argument.require(canary, Canary | None, "canary= of an endpoint", "Write tm.Canary(share=0.1, over='1d').")
+        for what, count in (
+            ("port", port),
+            ("workers", workers),
+            ("max_body", max_body),
+            ("max_requests", max_requests),
+            ("max_connections", max_connections),
+        ):
+            argument.require(count, int, f"{what}= of an endpoint", "Write a whole number.")
         for attribute, value in (
             ("log", log),
             ("durability", durability),
@@ -129,6 +141,8 @@ class Monitor:
         every: str = "1d",
         window: str = "7d",
     ) -> None:
+        argument.require(drift, Psi | None, "drift= of a monitor", "Write tm.psi(over=0.2).")
+        argument.require(performance, WorseThan | None, "performance= of a monitor", "Write tm.worse_than(0.02).")
         for attribute, value in (
             ("drift", drift),
             ("performance", performance),
@@ -140,11 +154,13 @@ class Monitor:
 
 def psi(*, over: float = 0.2) -> Psi:
     """Report drift when the population stability index of a feature or of the prediction exceeds ``over``."""
+    argument.number(over, "over= of psi()")
     return Psi(over)
 
 
 def worse_than(margin: float) -> WorseThan:
     """Report a drop when the gate's metric is worse than when the champion was judged by more than ``margin``."""
+    argument.number(margin, "the margin of worse_than()")
     return WorseThan(margin)
 
 
@@ -199,8 +215,10 @@ class Policy:
     window: int | None
     takes: int
 
-    def __init__(self, *, retrain: Iterable[Trigger] = (), window: str = "all", takes: str = "1h") -> None:
-        object.__setattr__(self, "retrain", tuple(retrain))
+    def __init__(self, *, retrain: Trigger | Iterable[Trigger] = (), window: str = "all", takes: str = "1h") -> None:
+        do = "Write tm.every('30d'), tm.on_drift() or tm.on_drop()."
+        triggers = argument.listed(retrain, Trigger, "retrain= of a policy", do)
+        object.__setattr__(self, "retrain", triggers)
         object.__setattr__(self, "window", None if window == "all" else parse_duration(window))
         object.__setattr__(self, "takes", parse_duration(takes))
 
@@ -228,6 +246,13 @@ class System:
         policy: Policy | None = None,
         tick: str = "1m",
     ) -> None:
+        argument.name(name, "a system")
+        for model in models:
+            do = "Pass models; feature views are among a model's features=."
+            argument.require(model, Model, f"a model of system {name!r}", do)
+        for given, kind in ((endpoint, Endpoint), (monitor, Monitor), (policy, Policy)):
+            what = f"{kind.__name__.lower()}= of system {name!r}"
+            argument.require(given, kind | None, what, f"Write tm.{kind.__name__}(…).")
         for attribute, value in (
             ("name", name),
             ("models", models),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidemill.base.clock import format_duration, parse_duration
+from tidemill.spec import argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,11 @@ class Offset:
 
 def before(column: str, duration: str) -> Offset:
     """Return the time ``duration`` before ``column``. Raises ValueError when the duration cannot be read."""
+    argument.require(column, str, "the column of before()", "Name a column: tm.before('scheduled', '2h').")
     return Offset(column, -parse_duration(duration))
 
 
 def after(column: str, duration: str) -> Offset:
     """Return the time ``duration`` after ``column``. Raises ValueError when the duration cannot be read."""
+    argument.require(column, str, "the column of after()", "Name a column: tm.after('hour', '1h').")
     return Offset(column, parse_duration(duration))

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import polars as pl
 
 from tidemill.base.errors import Fault
-from tidemill.engine.check.column import Schema, kept, title
+from tidemill.engine.check.column import Schema, first_line, kept, title
 from tidemill.engine.check.feature import staying, view_faults, view_title
 from tidemill.engine.check.fingerprint import known_at
 from tidemill.engine.check.model import Categories, model_faults
@@ -30,6 +30,9 @@ class _Named(Hashable, Protocol):
 
 
 Declared = TypeVar("Declared", bound=_Named)
+
+#: What an endpoint's settings that are words may be.
+_WORDS = {"durability": ("batch", "sync"), "load": ("start", "use"), "access_log": ("all", "errors", "none")}
 
 
 def check(
@@ -58,18 +61,27 @@ def check(
             faults.extend(wrong)
             if schema is not None:
                 known[table.name] = schema
-        faults.extend(table_faults(table, known, repeated))
+        faults.extend(_examined(title(table), table_faults(table, known, repeated)))
     faults.extend(cut_faults)
     faults.extend(_twice(views, view_title, "feature view"))
     for view in views:
-        faults.extend(view_faults(view, known))
+        faults.extend(_examined(view_title(view), view_faults(view, known)))
     faults.extend(_twice(system.models, lambda model: f"model '{model.name}'", "model"))
     for model in system.models:
-        faults.extend(model_faults(model, known, categories or {}))
-    faults.extend(_system(system))
+        faults.extend(_examined(f"model '{model.name}'", model_faults(model, known, categories or {})))
+    faults.extend(_examined(f"system '{system.name}'", _system(system)))
     order = {where: place for place, where in enumerate(_titles(system, tables, views))}
     unique = dict.fromkeys(faults)
     return tuple(sorted(unique, key=lambda fault: order.get(fault.where.partition(",")[0], len(order))))
+
+
+def _examined(where: str, faults: Iterator[Fault]) -> Iterator[Fault]:
+    """Yield ``faults``; what the examination of a declaration does not foresee is one more, not the end of them all."""
+    try:
+        yield from faults
+    except Exception as error:
+        what = f"cannot be examined ({type(error).__name__}): {first_line(error)}."
+        yield Fault(where, what, "One of its arguments is likely of the wrong type.")
 
 
 def derived_schemas(system: System, schemas: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -230,6 +242,9 @@ def _check_endpoint(where: str, endpoint: Endpoint) -> Iterator[Fault]:
         yield Fault(where, f"log={endpoint.log!r} is not known.", "Write 'all', 'none', or a share such as 0.1.")
     elif not 0 <= endpoint.logged <= 1:
         yield Fault(where, f"log={endpoint.log} is out of bounds.", "A share lies in [0, 1].")
+    for name, words in _WORDS.items():
+        if (word := getattr(endpoint, name)) not in words:
+            yield Fault(where, f"{name}={word!r} is not known.", f"Write one of {', '.join(map(repr, words))}.")
     canary = endpoint.canary
     if canary is not None:
         if not 0 < canary.share < 1:

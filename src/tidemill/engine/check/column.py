@@ -104,6 +104,11 @@ def expression(
     return result.dtypes[0], []
 
 
+def typed(value: Expression, schema: Schema) -> str:
+    """Return the columns that an expression reads, each with its type, for a message."""
+    return listed(f"'{name}' ({schema[name]})" for name in value.columns)
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text without its full stop, or the error's type when it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

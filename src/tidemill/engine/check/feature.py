@@ -9,7 +9,7 @@ import polars as pl
 
 from tidemill.base.errors import Fault
 from tidemill.base.schema import NAME
-from tidemill.engine.check.column import Schemas, expression, kind, mismatch, missing, title
+from tidemill.engine.check.column import Schemas, expression, first_line, kind, mismatch, missing, title, typed
 from tidemill.engine.check.table import bad_name
 from tidemill.engine.expression.program import compiled
 from tidemill.spec.feature import Aggregate, Aggregation, Latest, OnDemand, View
@@ -140,7 +140,13 @@ def staying(view: OnDemand, examples: Source | Table, schemas: Schemas) -> Itera
     """
     if (schema := schemas.get(examples.name)) is None:
         return
-    program = compiled(dict(view.features), schema)
+    values = dict(view.features)
+    program = compiled(values, schema)
     for stay in program.stays:
-        what = f"'{stay.name}' is computed by Polars, in {program.cost(stay.name):.0f} µs a row: {stay.why}."
-        yield Fault(view_title(view), what, "It is right as it is; docs/declare.md lists what is compiled and faster.")
+        try:
+            what = f"'{stay.name}' is computed by Polars, in {program.cost(stay.name):.0f} µs a row: {stay.why}."
+            do = "It is right as it is; docs/declare.md lists what is compiled and faster."
+        except Exception as error:  # Polars', or that of a function of the user's
+            what = f"'{stay.name}' fails on made-up rows of {typed(values[stay.name], schema)}: {first_line(error)}."
+            do = "Make sure that it works on every row; cast(…, strict=False) gives null where a cast would fail."
+        yield Fault(view_title(view), what, do)

@@ -7,7 +7,7 @@ tables are rehearsed in a lake of memory by the code that builds them for good, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -15,19 +15,26 @@ import polars as pl
 from tidemill.base.errors import DeclarationError, Fault, SourceError
 from tidemill.base.hashing import seed
 from tidemill.base.schema import KNOWN_AT
-from tidemill.engine.check.column import title
+from tidemill.engine.check.column import first_line, title, typed
+from tidemill.engine.check.feature import view_title
 from tidemill.engine.check.fingerprint import of
+from tidemill.engine.expression.expression import evaluate
 from tidemill.engine.table.contract import Inference
 from tidemill.engine.table.derive import Derivation, cut_test
 from tidemill.engine.table.ingest import Intake
+from tidemill.engine.table.quality import accept
 from tidemill.ports.lake import Fence, Lake
 from tidemill.ports.reader import Batch, Reader
+from tidemill.spec.expression import Expression
+from tidemill.spec.feature import Aggregation, OnDemand
 from tidemill.spec.source import Source, Table
 from tidemill.spec.system import System
 from tidemill.spec.time import Offset
 
 #: Rows of a source that are looked at, about.
 ROWS = 1_000_000
+#: Rows of a source that expressions are tried on.
+TRIED = 1_000
 #: Random times at which a derived table is put to the cut test.
 CUTS = 6
 
@@ -140,6 +147,46 @@ def cut_faults(system: System, seen: Seen, lake: Lake, fence: Fence, tick: int) 
             continue
         if fault is not None:
             yield fault
+
+
+def expression_faults(system: System, seen: Seen, tick: int) -> Iterator[Fault]:
+    """Yield a fault for each expression of ``system`` that fails on rows that were ``seen``, as of ``tick``.
+
+    The system must have passed ``check``, which tries them on made-up rows. Those may fail where the data does not (a
+    text that is read as a number), so that they prove nothing.
+    """
+    tried: dict[str, pl.DataFrame] = {}
+    for source in system.sources:
+        if batches := seen.batches.get(source.name):
+            batch = replace(batches[0], rows=batches[0].rows.slice(0, TRIED))
+            try:
+                taken = accept(source, batch, seen.schemas[source.name], tick=tick, history=False, seen=set())
+            except SourceError as error:
+                yield Fault(title(source), str(error).removeprefix(f"{title(source)}: "))
+            else:
+                tried[source.name] = taken.rows
+    for model in system.models:
+        where = f"model '{model.name}'"
+        yield from _tried(f"{where}, label", {"its value": model.label.value}, model.label.table, tried)
+        for view in model.views:
+            if isinstance(view, OnDemand):
+                yield from _tried(f"{where}, {view_title(view)}", dict(view.features), model.examples, tried)
+            elif isinstance(view, Aggregation):
+                values = {name: each.value for name, each in view.features if each.value is not None}
+                yield from _tried(view_title(view), values, view.table, tried)
+
+
+def _tried(
+    where: str, values: Mapping[str, Expression], table: Source | Table, tried: Mapping[str, pl.DataFrame]
+) -> Iterator[Fault]:
+    if (frame := tried.get(table.name)) is None:
+        return
+    for name, value in values.items():
+        try:
+            evaluate(frame, {name: value})
+        except Exception as error:
+            what = f"'{name}' fails on rows of {title(table)}, on {typed(value, frame.schema)}: {first_line(error)}."
+            yield Fault(where, what, "Read numbers out of text by tm.cast, in a cleaned table, or drop what is none.")
 
 
 def _cuts(table: Table, inputs: Mapping[str, pl.DataFrame]) -> list[int]:

@@ -14,6 +14,8 @@ from tidemill.base.schema import NAME, SYSTEM_COLUMNS
 from tidemill.engine.check import fingerprint
 from tidemill.engine.check.clean import cleaned_schema, step_faults
 from tidemill.engine.check.column import Schema, Schemas, expression, first_line, kept, kind, missing, title
+from tidemill.engine.predict.records import RESERVED_TABLES
+from tidemill.engine.table.ingest import pushes_table, quarantine_table
 from tidemill.spec.check import Between, Holds, NotNull, OneOf
 from tidemill.spec.source import Files, Rows, Source, Table
 from tidemill.spec.time import Offset
@@ -33,6 +35,7 @@ def table_faults(table: Source | Table, schemas: Schemas, repeated: Collection[s
     """Yield what is wrong with a table by itself; ``repeated`` names the tables in whose data keys come twice."""
     where = title(table)
     yield from bad_name(where, table.name)
+    yield from _taken(where, table.name)
     yield from _columns(where, table, schemas)
     if isinstance(table, Source):
         yield from _source(where, table, repeated)
@@ -46,6 +49,16 @@ def table_faults(table: Source | Table, schemas: Schemas, repeated: Collection[s
         fingerprint.of(table)
     except FingerprintError as error:
         yield Fault(where, f"cannot be fingerprinted: {error}")
+
+
+def _taken(where: str, name: str) -> Iterator[Fault]:
+    """Yield a fault when Tidemill has a table of that name itself, or may come to have one."""
+    if name in RESERVED_TABLES:
+        yield Fault(where, f"'{name}' is the name of a table that Tidemill keeps itself.", "Give it another name.")
+    for companion in (quarantine_table(""), pushes_table("")):
+        if name.endswith(companion):
+            do = "Give it another name."
+            yield Fault(where, f"names that end in '{companion}' are those of tables beside sources.", do)
 
 
 def derived_schema(table: Table, schemas: Schemas) -> tuple[Schema | None, list[Fault]]:

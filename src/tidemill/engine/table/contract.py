@@ -86,7 +86,7 @@ class Inference:
     """Finds a contract by looking at every value of the first load, batch by batch.
 
     A column without any value is text: nothing is known of it. Columns that the declaration uses as times are times,
-    its tombstone is a truth value.
+    its tombstone is a truth value: of its values at least one must be.
     """
 
     def __init__(self, source: Source) -> None:
@@ -94,6 +94,7 @@ class Inference:
         self._seen: dict[str, set[pl.DataType]] = {}  # types met in typed batches
         self._left: dict[str, set[pl.DataType]] = {}  # of untyped text: candidates that every value so far allows
         self._header: tuple[str, frozenset[str]] | None = None
+        self._told: set[bool] = set()  # of the tombstone's values: whether they are true or false
 
     def observe(self, batch: Batch) -> None:
         """Take a batch into account. Raises SourceError when its file has other columns than the files before it."""
@@ -109,6 +110,10 @@ class Inference:
                 )
         for name in frame.columns:
             self._observe(name, frame[name], typed=batch.typed)
+        if self._source.tombstone in frame.columns:
+            raw = frame[self._source.tombstone]
+            values = raw.filter(raw.is_not_null() & ~_missing(raw, pl.Boolean()))
+            self._told.update(cast(values, pl.Boolean()).is_not_null().unique())
 
     def _observe(self, name: str, values: pl.Series, *, typed: bool) -> None:
         seen = self._seen.setdefault(name, set())
@@ -127,7 +132,8 @@ class Inference:
     def contract(self) -> dict[str, pl.DataType] | None:
         """Return the contract, or None when no column was seen.
 
-        Raises SourceError when a declared column is missing or a column's name cannot be stored.
+        Raises SourceError when a declared column is missing or holds what it cannot mean, or a column's name cannot be
+        stored.
         """
         if not self._seen:
             return None
@@ -152,8 +158,14 @@ class Inference:
                     "Write times as ISO 8601 (2013-10-01T06:00Z) or as Arrow timestamps."
                 )
             contract[name] = TIME
-        if self._source.tombstone:
-            contract[self._source.tombstone] = pl.Boolean()
+        if (tombstone := self._source.tombstone) is not None:
+            if self._told == {False}:  # every row with a value would be refused
+                held = _KINDS.get(contract[tombstone], contract[tombstone])
+                raise SourceError(
+                    f"{where}: {tombstone!r} is declared as the tombstone but holds {held}. "
+                    "Write true where a key is withdrawn, else false."
+                )
+            contract[tombstone] = pl.Boolean()
         return contract
 
     def _type(self, name: str) -> pl.DataType:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -37,9 +37,9 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
 }  # fmt: skip
 
 
-def schedules(**changes: Any) -> Source:
+def schedules(name: str = "schedules", **changes: Any) -> Source:
     given: dict[str, Any] = {"key": "flight_id", "event_time": "scheduled", "known_at": tm.before("scheduled", "30d")}
-    return tm.Source("schedules", tm.files("schedules/*.csv"), **{**given, **changes})
+    return tm.Source(name, tm.files("schedules/*.csv"), **{**given, **changes})
 
 
 def arrivals(name: str = "arrivals", **changes: Any) -> Source:
@@ -477,6 +477,26 @@ CASES: dict[str, tuple[Callable[[], System], str]] = {
     "window": (lambda: system(policy=tm.Policy(window="0d")), "system 'flights': the policy's window is zero."),
     "tick": (lambda: system(tick="0s"), "system 'flights': the tick is zero."),
     "port": (lambda: system(endpoint=tm.Endpoint(port=70_000)), "system 'flights': port=70000 is out of bounds."),
+    "endpoint's words": (
+        lambda: system(endpoint=tm.Endpoint(durability=cast("Any", "never"))),
+        "system 'flights': durability='never' is not known. Write one of 'batch', 'sync'.",
+    ),
+    "table of predictions": (
+        lambda: system(model(examples=schedules(name="predictions"))),
+        "source 'predictions': 'predictions' is the name of a table that Tidemill keeps itself.",
+    ),
+    "table of feedback": (
+        lambda: system(model(examples=tm.clean("feedback", schedules(), [tm.trim("carrier")]))),
+        "table 'feedback': 'feedback' is the name of a table that Tidemill keeps itself.",
+    ),
+    "table of a quarantine": (
+        lambda: system(model(examples=schedules(name="old__quarantine"))),
+        "names that end in '__quarantine' are those of tables beside sources.",
+    ),
+    "table of pushes": (
+        lambda: system(model(examples=schedules(name="old__pushes"))),
+        "names that end in '__pushes' are those of tables beside sources.",
+    ),
     "psi": (lambda: system(monitor=tm.Monitor(drift=tm.psi(over=0))), "psi(over=0) is out of bounds."),
     "margin": (lambda: system(monitor=tm.Monitor(performance=tm.worse_than(-1))), "worse_than(-1) is out of bounds."),
 }
@@ -493,6 +513,17 @@ def test_each_fault_is_found(case: str) -> None:
 def test_a_division_reads_its_own_row(divide: Callable[[pl.Expr], pl.Expr]) -> None:
     """Over many rows Polars divides by a number otherwise than on one; what is declared is the value on one."""
     assert not texts(check(with_view(tm.OnDemand("o", {"d": divide(pl.col("distance"))})), SCHEMAS))
+
+
+def test_what_an_examination_does_not_foresee_is_a_fault_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Iterator[Fault]:
+        yield from dict[str, list[Fault]]()["nobody thought of it"]
+
+    monkeypatch.setattr("tidemill.engine.check.check.view_faults", fails)
+    found = texts(check(system(model(features=[tm.Latest("sky", weather(), by="origin", columns="temp"), "carier"]))))
+    assert any("feature view 'sky': cannot be examined (KeyError): 'nobody thought of it'." in text for text in found)
+    found = texts(check(system(model(features=[tm.Latest("sky", weather(), by="origin", columns="temp")]), tick="0s")))
+    assert len(found) == 2
 
 
 def test_all_faults_come_at_once_in_order_of_declaration() -> None:
