@@ -14,6 +14,7 @@ from tidemill.base.schema import NAME, SYSTEM_COLUMNS
 from tidemill.engine.check import fingerprint
 from tidemill.engine.check.clean import cleaned_schema, step_faults
 from tidemill.engine.check.column import Schema, Schemas, expression, first_line, kept, kind, missing, title
+from tidemill.engine.table.clean import trial
 from tidemill.spec.check import Between, Holds, NotNull, OneOf
 from tidemill.spec.source import Files, Rows, Source, Table
 from tidemill.spec.time import Offset
@@ -60,9 +61,10 @@ def derived_schema(table: Table, schemas: Schemas) -> tuple[Schema | None, list[
     if table.steps:
         return cleaned_schema(where, table, schemas[table.inputs[0]])
     try:
-        result: Any = table.function(*frames)
-        if isinstance(result, pl.LazyFrame):
-            result = result.collect()
+        with trial():
+            result: Any = table.function(*frames)
+            if isinstance(result, pl.LazyFrame):
+                result = result.collect()
     except Exception as error:
         return None, [Fault(where, f"its function fails on empty input ({type(error).__name__}): {first_line(error)}.")]
     if not isinstance(result, pl.DataFrame):
