@@ -9,6 +9,7 @@ Most steps look at one row alone. Those that look at others (``outliers``, ``dup
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +28,7 @@ Statistic = Literal["mean", "median", "min", "max", "last"]
 Kind = Literal["whole", "number", "truth", "text", "time"]
 
 #: Raised when a step comes to mean something else, so that tables made by the old meaning are made again.
-MEANING = 1
+MEANING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Cast:
 
     column: str
     to: Kind
-    missing: tuple[str, ...]
+    missing: tuple[str | float, ...]
     format: str | None
     zone: str | None
     decimal: str
@@ -122,7 +123,10 @@ class Outliers:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Rows alike in ``columns`` to one known at most ``within`` microseconds before (None: ever before) are dropped."""
+    """Rows alike in ``columns`` to one known at most ``within`` microseconds before (None: ever before) are dropped.
+
+    A row with a null among them is like no other.
+    """
 
     columns: tuple[str, ...]
     within: int | None
@@ -209,7 +213,7 @@ def cast(
     column: str,
     to: Kind,
     *,
-    missing: Iterable[str] = (),
+    missing: Iterable[Plain] = (),
     format: str | None = None,
     zone: str | None = None,
     decimal: str = ".",
@@ -217,12 +221,26 @@ def cast(
 ) -> Cast:
     """Make ``column`` "whole" numbers, "number", "truth", "text" or "time"; nothing is rounded or cut to fit.
 
-    ``missing``: texts that stand for no value, such as "n/a". ``format``: of times, as in ``strftime``; without one,
-    ISO 8601. ``zone``: the clocks that times without an offset are of (an IANA name; UTC unless given); a time that
-    those clocks do not have, or have twice, cannot be read. ``decimal``: "," reads "1.234,5" as 1234.5. ``otherwise``:
-    a value that cannot be read becomes null, or drops its row.
+    ``missing``: what stands for no value, such as "n/a" or -999: texts as they are written, numbers by what they are
+    worth. In a column that is no text, a text stands for the value that it reads as, and for none if it reads as none.
+    ``format``: of times, as in ``strftime``; without one, ISO 8601. ``zone``: the clocks that times without an offset
+    are of (an IANA name; UTC unless given); a time that those clocks do not have, or have twice, cannot be read.
+    ``decimal``: "," reads "1.234,5" as 1234.5; points stand between groups of three digits or nowhere. ``otherwise``:
+    a value that cannot be read becomes null, or drops its row. Raises TypeError when ``missing`` names what no column
+    holds.
     """
-    return Cast(column, to, tuple(missing), format, zone, decimal, otherwise)
+    return Cast(column, to, tuple(_absent(column, each) for each in missing), format, zone, decimal, otherwise)
+
+
+def _absent(column: str, member: Plain) -> str | float:
+    """Return a member of ``missing`` as text or a number; truth values by their name."""
+    if isinstance(member, bool):
+        return "true" if member else "false"
+    if isinstance(member, str | int) or (isinstance(member, float) and math.isfinite(member)):
+        return member
+    hint = " NaN is missing as it is." if isinstance(member, float) and math.isnan(member) else ""
+    raise TypeError(f"cast({column!r}) has missing=[{member!r}], which is no text and no finite number.{hint}"
+                    " Write missing=['n/a', -999].")  # fmt: skip
 
 
 def convert(
@@ -301,7 +319,8 @@ def outliers(
 def duplicates(*columns: str | Sequence[str], within: str | None = None) -> Duplicates:
     """Drop rows that are alike in ``columns`` to one known before them, at most ``within`` before (else ever).
 
-    The first known stays. Of rows known at one time, the first by event time and key stays. Nulls are alike.
+    The first known stays. Of rows known at one time, the first by event time and key stays. Nulls match nothing: a row
+    with a null (or NaN) in one of the columns stays.
     """
     return Duplicates(
         argument.names(argument.spread(columns), "duplicates()"), None if within is None else parse_duration(within)

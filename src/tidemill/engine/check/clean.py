@@ -12,7 +12,7 @@ import polars as pl
 from tidemill.base.errors import Fault, RequestError
 from tidemill.base.schema import KNOWN_AT, NAME
 from tidemill.engine.check.column import Schema, first_line, kept, reads_other_rows
-from tidemill.engine.table.clean import clean
+from tidemill.engine.table.clean import clean, trial
 from tidemill.engine.table.derive import known_column
 from tidemill.engine.table.table import TIME
 from tidemill.spec.check import Between, Holds, OneOf
@@ -58,7 +58,8 @@ def cleaned_schema(where: str, table: Table, schema: Schema) -> tuple[Schema | N
                 what = f"its step '{label(step)}' has an expression that reads other rows."
                 return None, [Fault(where, what, "Use functions of the row itself, or a step that looks back.")]
         try:
-            frame, _ = clean(frame, (step,), known_at=known_column(table), key=table.key)
+            with trial():
+                frame, _ = clean(frame, (step,), known_at=known_column(table), key=table.key)
         except RequestError as error:
             return None, [Fault(where, f"{error}")]
         except Exception as error:

@@ -15,6 +15,7 @@ from tidemill.engine.check import fingerprint
 from tidemill.engine.check.clean import cleaned_schema, step_faults
 from tidemill.engine.check.column import Schema, Schemas, expression, first_line, kept, kind, missing, title
 from tidemill.engine.predict.records import RESERVED_TABLES
+from tidemill.engine.table.clean import trial
 from tidemill.engine.table.ingest import pushes_table, quarantine_table
 from tidemill.spec.check import Between, Holds, NotNull, OneOf
 from tidemill.spec.source import Files, Rows, Source, Table
@@ -73,9 +74,10 @@ def derived_schema(table: Table, schemas: Schemas) -> tuple[Schema | None, list[
     if table.steps:
         return cleaned_schema(where, table, schemas[table.inputs[0]])
     try:
-        result: Any = table.function(*frames)
-        if isinstance(result, pl.LazyFrame):
-            result = result.collect()
+        with trial():
+            result: Any = table.function(*frames)
+            if isinstance(result, pl.LazyFrame):
+                result = result.collect()
     except Exception as error:
         return None, [Fault(where, f"its function fails on empty input ({type(error).__name__}): {first_line(error)}.")]
     if not isinstance(result, pl.DataFrame):

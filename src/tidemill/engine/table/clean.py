@@ -7,7 +7,9 @@ known-at, so what they make of a row holds once it is known (time rule 8), whate
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import polars as pl
@@ -42,6 +44,7 @@ from tidemill.spec.clean import (
 from tidemill.spec.expression import Expression
 
 _PLACES = 1 << 64
+_TRIAL: ContextVar[bool] = ContextVar("trial", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,19 @@ class _Around:
     known: str | None
     key: tuple[str, ...]
     ties: tuple[str, ...]
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Refuse meanwhile what is only wrong by the types of columns: numbers wanted of a column of text.
+
+    For ``check``. Where rows come in, such a step makes do with what reads as a number, so that none stops the others.
+    """
+    token = _TRIAL.set(True)
+    try:
+        yield
+    finally:
+        _TRIAL.reset(token)
 
 
 # In derived tables ------------------------------------------------------------------------------------------------
@@ -103,6 +119,9 @@ def clean(
                                    f"{nearest(name, frame.columns)}", field=name)  # fmt: skip
         if known_at and looks_back(step) and not isinstance(frame.schema[known_at], pl.Datetime):
             raise RequestError(f"the step {where!r} looks back, and {known_at!r} holds no times. Cast it before.")
+        if _TRIAL.get() and wants_numbers(step) and mend.is_text(frame.schema[needed[0]]):
+            raise RequestError(f"the step {where!r} wants numbers, and {needed[0]!r} is text: cast it first, with "
+                               f"tm.cast({needed[0]!r}, 'number').", field=needed[0])  # fmt: skip
         effect = _effect(frame, step, around)
         made = frame.with_columns(*effect.columns, *effect.beside)
         counts.append({"step": where, **_count(frame, made, effect)})
@@ -152,6 +171,13 @@ def columns_of(step: Step) -> tuple[str, ...]:
         case _:
             read = [step.column]
     return tuple(dict.fromkeys(read))
+
+
+def wants_numbers(step: Step) -> bool:
+    """Tell whether ``step`` reads its column as numbers, whatever the type of it."""
+    return isinstance(step, Convert | Clip | Outliers) or (
+        isinstance(step, Fill) and step.statistic not in (None, "last")
+    )
 
 
 def _effect(frame: pl.DataFrame, step: Step, around: _Around) -> Effect:
@@ -206,9 +232,10 @@ def _fill(frame: pl.DataFrame, step: Fill, around: _Around) -> pl.Series:
 def _trailing(values: pl.Series, step: Fill, rows: Rows) -> pl.Series:
     assert step.past is not None  # a trailing fill has one
     least = step.past.least
+    if step.statistic == "last":
+        return last_before(rows, values, least)
+    values = mend.numbers(values)
     match step.statistic:
-        case "last":
-            return last_before(rows, values, least)
         case "mean":
             return moments(rows, values, least)[0]
         case statistic:
@@ -217,7 +244,9 @@ def _trailing(values: pl.Series, step: Fill, rows: Rows) -> pl.Series:
 
 
 def _outliers(frame: pl.DataFrame, step: Outliers, around: _Around) -> Effect:
-    values = frame[step.column].cast(pl.Float64)
+    own = frame[step.column]
+    values = mend.numbers(own)
+    unread = own.is_not_null() & values.is_null()
     values = values.set(~values.is_finite().fill_null(value=True), None)
     rows = _rows(frame, step.past, around)
     if step.method == "z":
@@ -233,7 +262,7 @@ def _outliers(frame: pl.DataFrame, step: Outliers, around: _Around) -> Effect:
     changed = []
     match step.then:
         case "null":
-            changed.append(frame[step.column].set(far, None))
+            changed.append(own.set(far | unread, None))
         case "clip":
             bounded = low.zip_with(below, high.zip_with(above, values))
             changed.append(bounded.alias(step.column))

@@ -5,13 +5,14 @@ The type of a column that a step makes hangs on what is declared, never on the v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from tidemill.engine.expression.expression import evaluate
 from tidemill.engine.table.contract import cast as exact_cast
+from tidemill.engine.table.contract import normal
 from tidemill.engine.table.quality import failures
 from tidemill.engine.table.table import TIME
 from tidemill.spec.clean import Cast, Convert, Invalid, Recode, Trim
@@ -24,6 +25,8 @@ _TYPES: Mapping[str, pl.DataType] = {
     "text": pl.String(),
     "time": TIME,
 }
+#: Numbers with a decimal comma. Points stand before three digits each: "1.5" may be meant either way, and is none.
+_COMMA = r"^[+-]?((\d+|\d{1,3}(\.\d{3})+)(,\d*)?|,\d+)([eE][+-]?\d+)?$"
 
 
 @dataclass(slots=True)
@@ -38,25 +41,64 @@ class Effect:
 def cast(values: pl.Series, step: Cast) -> tuple[pl.Series, pl.Series]:
     """Return the values as asked, and which of them could not be read."""
     name, read = values.name, values
-    if read.dtype in (pl.Categorical, pl.Enum):
+    if is_text(read.dtype):
         read = read.cast(pl.String)
     if read.dtype == pl.String:
         text = read.str.strip_chars()
-        read = text.set(text.is_in(["", *step.missing]).fill_null(value=False), None) if step.to != "text" else (
-            read.set(text.is_in(list(step.missing)).fill_null(value=False), None)
-        )  # fmt: skip
+        absent = _absent(text, step)
+        read = read.set(absent, None) if step.to == "text" else text.set(absent | (text == ""), None)
         given = read.is_not_null()
-        if step.decimal == "," and step.to in ("whole", "number"):
-            read = read.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+        if step.to in ("whole", "number"):
+            read = _pointed(read, step.decimal)
         if step.to == "time":
             read = _times(read, step)
     else:
         read = read.fill_nan(None) if read.dtype.is_float() else read
+        read = read.set(_absent(read, step), None) if step.missing else read
         given = read.is_not_null()
         if step.to == "time" and step.zone and isinstance(read.dtype, pl.Datetime) and not read.dtype.time_zone:
             read = read.dt.replace_time_zone(step.zone, ambiguous="null", non_existent="null")
     made = exact_cast(read, _TYPES[step.to]).alias(name)
     return made, given & made.is_null()
+
+
+def _absent(values: pl.Series, step: Cast) -> pl.Series:
+    """Tell which values the step declares missing: texts by their letters, all else by what the members read as."""
+    texts = [each for each in step.missing if isinstance(each, str)]
+    numbers = [repr(each) for each in step.missing if not isinstance(each, str)]
+    if values.dtype == pl.String:
+        absent = values.is_in(texts)
+        if numbers:
+            absent |= _among(exact_cast(_pointed(values, step.decimal), pl.Float64()), numbers)
+    else:
+        pointed = _pointed(pl.Series(texts, dtype=pl.String), step.decimal) if values.dtype.is_numeric() else texts
+        absent = _among(exact_cast(values, normal(values.dtype)), [*pointed, *numbers])
+    return absent.fill_null(value=False)
+
+
+def _among(values: pl.Series, members: Iterable[str]) -> pl.Series:
+    """Tell which of ``values`` (in a lake's type) one of ``members`` reads as."""
+    read = exact_cast(pl.Series(list(members), dtype=pl.String), values.dtype).drop_nulls()
+    return values.is_in(read.to_list()) if len(read) else values.is_null() & values.is_not_null()
+
+
+def _pointed(text: pl.Series, decimal: str) -> pl.Series:
+    """Return numbers in text with a decimal point; null for what is no number with a decimal comma."""
+    if decimal != ",":
+        return text
+    text = text.str.strip_chars()
+    read = text.set(~text.str.contains(_COMMA), None)
+    return read.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+
+
+def is_text(dtype: pl.DataType) -> bool:
+    """Tell whether a column of ``dtype`` holds text."""
+    return dtype in (pl.String, pl.Categorical, pl.Enum)
+
+
+def numbers(values: pl.Series) -> pl.Series:
+    """Return the values as numbers, null for text that reads as none: one odd value must not stop all that come."""
+    return exact_cast(values, pl.Float64()) if is_text(values.dtype) else values.cast(pl.Float64)
 
 
 def _times(text: pl.Series, step: Cast) -> pl.Series:
@@ -82,13 +124,15 @@ def _times(text: pl.Series, step: Cast) -> pl.Series:
 def convert(frame: pl.DataFrame, step: Convert) -> Effect:
     """Give the column in one unit. A division by a number is as on one row (see ``engine.expression``)."""
     values, units = frame[step.column], frame[step.unit].cast(pl.String)
-    made = values.cast(pl.Float64)
+    made = numbers(values)
+    if is_text(values.dtype):
+        frame = frame.with_columns(made)  # for the expressions
     known = (units == step.to).fill_null(value=False)
     result = made.set(~known, None)
     for name, how in step.units:
         of = (units == name).fill_null(value=False)
         if isinstance(how, Expression):
-            turned = evaluate(frame, {"value": how})["value"].cast(pl.Float64)
+            turned = numbers(evaluate(frame, {"value": how})["value"])
         else:
             turned = made * pl.Series([how]).new_from_index(0, frame.height)
         result, known = turned.zip_with(of, result), known | of
@@ -116,7 +160,7 @@ def clip(values: pl.Series, low: float | None, high: float | None) -> pl.Series:
     """Return the values within the bounds; whole numbers stay so when the bounds are whole."""
     whole = all(bound is None or float(bound).is_integer() for bound in (low, high))
     if not values.dtype.is_integer() or not whole:
-        return values.cast(pl.Float64).clip(low, high)
+        return numbers(values).clip(low, high)
     return values.clip(None if low is None else int(low), None if high is None else int(high))
 
 

@@ -36,7 +36,7 @@ class Rows:
 
     def __init__(self, frame: pl.DataFrame, known: str, by: Sequence[str], over: int, ties: Sequence[str]) -> None:
         self.height, self.over = frame.height, over
-        sorted = _ordered(frame, known, by, ties, nulls_alike=False)
+        sorted = _ordered(frame, known, by, ties)
         self.order = sorted[_ROW].to_numpy()  # places in the frame
         self.known = sorted[_KNOWN].to_physical().to_numpy()
         self.group = sorted[_ALIKE].to_numpy()
@@ -117,9 +117,9 @@ def last_before(rows: Rows, values: pl.Series, least: int) -> pl.Series:
 def earlier(frame: pl.DataFrame, known: str, alike: Sequence[str], ties: Sequence[str]) -> pl.Series:
     """Return for each row when the one before it that is alike was known: int64 microseconds, null for the first.
 
-    Nulls are alike here, and rows known at one time come one after the other, by ``ties``.
+    Rows known at one time come one after the other, by ``ties``.
     """
-    ordered = _ordered(frame, known, alike, ties, nulls_alike=True)
+    ordered = _ordered(frame, known, alike, ties)
     before = ordered.select(pl.col(_KNOWN).to_physical().shift(1).over(_ALIKE).alias("before"))["before"]
     whole = pl.Series("before", [None], dtype=pl.Int64).new_from_index(0, frame.height)
     return whole.scatter(ordered[_ROW], before) if ordered.height else whole
@@ -144,15 +144,17 @@ def frequencies(frame: pl.DataFrame, known: str, by: str, over: int) -> tuple[pl
     return own_, rarest_, total_
 
 
-def _ordered(
-    frame: pl.DataFrame, known: str, by: Sequence[str], ties: Sequence[str], *, nulls_alike: bool
-) -> pl.DataFrame:
-    """Return known-at, place and group (from 0) of the rows that have a known-at, in order of it and ``ties``."""
+def _ordered(frame: pl.DataFrame, known: str, by: Sequence[str], ties: Sequence[str]) -> pl.DataFrame:
+    """Return known-at, place and group (from 0) of rows, in order of known-at and ``ties``.
+
+    Rows without a known-at are left out, and so are those with a null or NaN in ``by``: they are like nothing.
+    """
     marked = frame.with_columns(
         pl.col(known).cast(TIME).alias(_KNOWN), pl.int_range(pl.len(), dtype=pl.Int64).alias(_ROW)
     ).filter(pl.col(_KNOWN).is_not_null())
-    if by and not nulls_alike:
-        marked = marked.filter(pl.all_horizontal(pl.col(name).is_not_null() for name in by))
+    for name in by:
+        there = pl.col(name).is_not_null()
+        marked = marked.filter(there & pl.col(name).is_not_nan() if frame.schema[name].is_float() else there)
     ordered = marked.sort(_KNOWN, *(name for name in ties if name in frame.columns), _ROW)
     first = pl.col(_ROW).first().over(list(by)) if by else pl.lit(0, dtype=pl.Int64)
     ordered = ordered.with_columns(first.alias(_ALIKE))

@@ -8,7 +8,7 @@ import pytest
 import tidemill as tm
 from tidemill.engine.check.check import check, derived_schemas
 from tidemill.engine.check.fingerprint import of
-from tidemill.spec.clean import Step
+from tidemill.spec.clean import Step, label
 
 SCHEMA = {"id": pl.Int64(), "at": pl.Datetime("us", "UTC"), "x": pl.Float64(), "s": pl.String()}
 readings = tm.Source("readings", tm.files("*.csv"), key="id", event_time="at")
@@ -74,6 +74,35 @@ def test_sound_steps_pass_and_their_columns_are_known() -> None:
 def test_faults_of_steps_are_named(step: Step, message: str) -> None:
     said = faults(step)
     assert any(message in each and each.startswith("table 'cleaned': ") for each in said), said
+
+
+NUMBER_STEPS: list[Step] = [
+    tm.clip("s", 0, 1), tm.convert("s", unit="x", to="kg", units={"g": 0.001}), tm.outliers("s", over="1d"),
+    tm.fill("s", trailing="mean", over="1d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", NUMBER_STEPS, ids=label)
+def test_steps_that_want_numbers_refuse_text(step: Step) -> None:
+    (said,) = faults(step)
+    assert said == (f"table 'cleaned': the step '{label(step)}' wants numbers, and 's' is text: cast it first, with "
+                    "tm.cast('s', 'number').")  # fmt: skip
+    assert faults(tm.cast("s", "number"), step) == []
+    table = tm.clean("cleaned", readings, [step])
+    assert not any("wants numbers" in str(fault) for fault in check(system(table), {}))  # not known yet
+
+
+def test_steps_in_a_function_that_want_numbers_refuse_text() -> None:
+    @tm.table("made", key="id", event_time="at")
+    def made(readings: pl.LazyFrame) -> pl.LazyFrame:
+        return tm.apply(readings, [tm.clip("s", 0, 1)])
+
+    table = made
+    assert any("'clip s' wants numbers" in str(fault) for fault in check(system(table), {"readings": SCHEMA}))
+
+
+def test_the_last_of_the_past_fills_text() -> None:
+    assert faults(tm.fill("s", trailing="last", over="1d")) == []
 
 
 def test_steps_that_look_back_need_a_past() -> None:

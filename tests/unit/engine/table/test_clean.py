@@ -50,6 +50,35 @@ def test_missing_values_are_filled_and_counted() -> None:
     [
         (["1", " 2.5 ", "n/a", "", "x"], tm.cast("x", "number", missing=["n/a"]), [1.0, 2.5, None, None, None]),
         (["1.234,5", "7", "1,5,0"], tm.cast("x", "number", decimal=","), [1234.5, 7.0, None]),
+        (["1,234.5", "12.34", "1.2.3", "1.5", "1.5e3"], tm.cast("x", "number", decimal=","), [None] * 5),
+        (
+            ["1.234.567", " -12,34 ", "+1,5e3", ",5", "5,", "1234.567", ",", ".5"],
+            tm.cast("x", "number", decimal=","),
+            [1234567.0, -12.34, 1500.0, 0.5, 5.0, None, None, None],
+        ),
+        (["1.234", "1.234,0", "12.34", "1e3"], tm.cast("x", "whole", decimal=","), [1234, 1234, None, 1000]),
+        (["1,234.5", "1.2.3", "12,34", ".5"], tm.cast("x", "number"), [None, None, None, 0.5]),
+        (["12.34", "1,5"], tm.cast("x", "number", decimal=",", otherwise="drop"), [1.5]),
+        ([1.5, -999.0, 0.0], tm.cast("x", "number", missing=[-999]), [1.5, None, 0.0]),
+        ([1.5, -999.0, 0.0], tm.cast("x", "number", missing=["-999", "n/a", "-0"]), [1.5, None, None]),
+        ([1.5, 2.0], tm.cast("x", "number", decimal=",", missing=["1,5", 2.0]), [None, None]),
+        ([1, -999, 2**53 + 1], tm.cast("x", "whole", missing=[-999.0, str(2**53)]), [1, None, 2**53 + 1]),
+        ([1, -999], tm.cast("x", "whole", missing=["-999.0"], otherwise="drop"), [1, None]),
+        ([1, -999], tm.cast("x", "text", missing=[-999]), ["1", None]),
+        ([True, False, None], tm.cast("x", "text", missing=[False, "1"]), ["true", None, None]),
+        (
+            [datetime.fromisoformat("1900-01-01"), datetime.fromisoformat("2024-01-01")],
+            tm.cast("x", "time", missing=["1900-01-01"], zone="Asia/Tokyo"),
+            [None, datetime(2023, 12, 31, 15, tzinfo=UTC)],
+        ),
+        (
+            [datetime(1900, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=UTC)],
+            tm.cast("x", "time", missing=["1900-01-01"]),
+            [None, datetime(2024, 1, 1, tzinfo=UTC)],
+        ),
+        (["-999.00", "1", "n/a", "?"], tm.cast("x", "number", missing=[-999, "n/a"]), [None, 1.0, None, None]),
+        (["-999.00", "1"], tm.cast("x", "text", missing=[-999]), [None, "1"]),
+        (["-999,0", "1,5"], tm.cast("x", "number", decimal=",", missing=[-999]), [None, 1.5]),
         (["1", "2.5", "3.0"], tm.cast("x", "whole"), [1, None, 3]),
         (["1", "-", "2.5"], tm.cast("x", "whole", missing=["-"], otherwise="drop"), [1, None]),
         ([1.0, 2.5, None], tm.cast("x", "text"), ["1", "2.5", None]),
@@ -57,6 +86,7 @@ def test_missing_values_are_filled_and_counted() -> None:
         ([" a ", "  ", None, "B"], tm.trim("x", case="lower"), ["a", None, None, "b"]),
         ([1, 5, 9, None], tm.clip("x", 2, 8), [2, 5, 8, None]),
         ([1, 5, 9, None], tm.clip("x", None, 4.5), [1.0, 4.5, 4.5, None]),
+        (["1", " 9.5 ", "n/a", "", None, "inf"], tm.clip("x", 2, 8), [2.0, 8.0, None, None, None, None]),
         (["a", "b", None], tm.recode("x", {"a": "A", "c": "C"}), ["A", "b", None]),
         (["a", "b", None], tm.recode("x", {"a": "A"}, otherwise="null"), ["A", None, None]),
         (["a", "b", None], tm.recode("x", {"a": "A"}, otherwise="drop"), ["A", None]),
@@ -106,6 +136,43 @@ def test_units_become_one() -> None:
     assert clean(frame, (dropping,), known_at=None)[0].height == 4  # nothing to convert in the last
 
 
+def test_values_declared_missing_are_emptied_whatever_type_they_were_read_as() -> None:
+    step = tm.cast("x", "number", missing=["-999"])
+    for values in (["-999", "1"], [-999, 1], [-999.0, 1.0]):
+        made, (count,) = clean(pl.DataFrame({"x": values}), (step,), known_at=None)
+        assert made["x"].to_list() == [None, 1.0]
+        assert count["emptied"] == 1
+
+
+@pytest.mark.parametrize("member", [None, float("nan"), float("inf"), b"x", [1]])
+def test_what_no_column_holds_is_no_missing_value(member: Any) -> None:
+    with pytest.raises(TypeError, match=r"cast\('x'\) has missing=\[.*\], which is no text and no finite number"):
+        tm.cast("x", "number", missing=[member])
+
+
+def test_text_that_is_no_number_is_emptied_and_stops_no_step() -> None:
+    frame = hourly([0, 1, 2, 3, 4], x=["10", "11", "n/a", "9", "99"], u=["g", "kg", "g", "F", "g"])
+    convert = tm.convert("x", unit="u", to="kg", units={"g": 0.5, "F": pl.col("x") * 2})
+    made, (count,) = clean(frame, (convert,), known_at=None)
+    assert made["x"].to_list() == [5.0, 11.0, None, 18.0, 49.5]
+    assert count["emptied"] == 1
+    assert clean(frame, (tm.clip("x", 0, 10),), known_at=None)[1][0]["emptied"] == 1
+    expected: dict[Any, list[Any]] = {
+        "null": ["10", "11", None, "9", None],  # still text
+        "clip": [10.0, 11.0, None, 9.0, 11.5],
+        "keep": frame["x"].to_list(),
+        "drop": ["10", "11", "n/a", "9"],
+    }
+    for then, values in expected.items():
+        step = tm.outliers("x", over="1d", least=3, k=1, then=then, flag="far")
+        made, (count,) = clean(frame, (step,), known_at="known")
+        assert made["x"].to_list() == values
+        assert count["emptied"] == sum(each is None for each in values)
+    filled, _ = clean(hourly([0, 1, 2], x=["n/a", "2.5", None]), (tm.fill("x", trailing="mean", over="1d"),),
+                      known_at="known")  # fmt: skip
+    assert filled["x"].to_list() == ["n/a", "2.5", "2.5"]
+
+
 def test_invalid_rows_are_flagged_and_kept() -> None:
     step = tm.invalid(tm.between("x", 0, None), flag="odd")
     made, (count,) = clean(pl.DataFrame({"x": [1, -1, None]}), (step,), known_at=None)
@@ -118,6 +185,9 @@ STEPS: list[Step] = [
     tm.fill("x", trailing="last", over="1d"), tm.cast("s", "number"), tm.cast("s", "time"), tm.cast("x", "text"),
     tm.convert("x", unit="s", to="a", units={"b": 2}), tm.recode("s", {"a": 1}, otherwise="null"),
     tm.recode("s", {"a": "A"}), tm.trim("s"), tm.clip("x", 0.5, 2), tm.clip("x", 0, 2),
+    tm.clip("s", 0, 2), tm.convert("s", unit="x", to="a", units={"2": 2}), tm.cast("x", "whole", missing=[-3, "b"]),
+    tm.outliers("s", over="1d", least=1, then="null"), tm.outliers("s", over="1d", least=1, then="clip"),
+    tm.fill("s", trailing="mean", over="1d"), tm.cast("s", "number", decimal=",", missing=[2]),
     tm.invalid(tm.between("x", 0, 2), flag="odd"), tm.outliers("x", over="1d", least=1, then="clip"),
     tm.outliers("x", over="1d", method="z", least=2, then="null", flag="odd"), tm.duplicates("s"),
     tm.sample(0.5, weight="w"), tm.sample({"a": 0.5}, by="s", weight="w"), tm.balance("s", over="1d", weight="w"),
@@ -177,6 +247,16 @@ def test_the_first_known_of_duplicates_stays() -> None:
     assert count["dropped"] == 1
     made, _ = clean(frame, (tm.duplicates("who", "what"),), known_at="known")
     assert made["id"].to_list() == [1, 2, 4]
+
+
+def test_rows_with_a_null_in_a_compared_column_are_no_duplicates() -> None:
+    frame = hourly([0, 1, 2, 3, 4, 5], who=["a", None, None, "a", "a", "a"], what=[None, 1.0, 1.0, None, 1.0, 1.0])
+    for within in (None, "1d"):
+        made, (count,) = clean(frame, (tm.duplicates("who", "what", within=within),), known_at="known")
+        assert made["id"].to_list() == [0, 1, 2, 3, 4]
+        assert count["dropped"] == 1
+    nans = hourly([0, 1], what=[float("nan")] * 2)
+    assert clean(nans, (tm.duplicates("what"),), known_at="known")[0].height == 2
 
 
 def test_of_duplicates_known_at_one_time_the_first_by_key_stays_whatever_their_order() -> None:

@@ -86,13 +86,14 @@ def test_the_last_value_is_the_last_known_one_that_is_there(rows: list[Row], ove
 
 @given(rows_of)
 @settings(deadline=None)
-def test_the_row_before_is_the_one_known_before_that_is_alike(rows: list[Row]) -> None:
+def test_the_row_before_is_the_one_known_before_that_is_alike_and_nulls_are_like_nothing(rows: list[Row]) -> None:
     made = frame(rows)
     found = earlier(made, "known", ["g"], ["id"]).to_list()
     for at, (known, group, _) in enumerate(rows):
         before = [
             each[0] for place, each in enumerate(rows)
-            if known is not None and each[0] is not None and each[1] == group and (each[0], place) < (known, at)
+            if known is not None and each[0] is not None and (each[0], place) < (known, at)
+            and group is not None and each[1] == group
         ]  # fmt: skip
         assert found[at] == (max(each for each in before if each is not None) * HOUR if before else None)
 
