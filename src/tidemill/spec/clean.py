@@ -213,7 +213,7 @@ def cast(
     column: str,
     to: Kind,
     *,
-    missing: Iterable[Plain] = (),
+    missing: Plain | Iterable[Plain] = (),
     format: str | None = None,
     zone: str | None = None,
     decimal: str = ".",
@@ -229,7 +229,8 @@ def cast(
     a value that cannot be read becomes null, or drops its row. Raises TypeError when ``missing`` names what no column
     holds.
     """
-    return Cast(column, to, tuple(_absent(column, each) for each in missing), format, zone, decimal, otherwise)
+    members = (missing,) if isinstance(missing, str | int | float) else missing
+    return Cast(column, to, tuple(_absent(column, each) for each in members), format, zone, decimal, otherwise)
 
 
 def _absent(column: str, member: Plain) -> str | float:

@@ -223,7 +223,9 @@ def _fill(frame: pl.DataFrame, step: Fill, around: _Around) -> pl.Series:
         filler = pl.Series(step.column, [step.value])
     # The type hangs on what is declared, never on whether anything is missing.
     values = values.cast(pl.Float64) if values.dtype.is_integer() and filler.dtype.is_float() else values
-    filler = filler.cast(values.dtype)
+    # Text that a row brings and that reads as no number fills nothing; a constant that does not fit is an error.
+    odd = isinstance(step.value, Expression) and mend.is_text(filler.dtype)
+    filler = filler.cast(values.dtype, strict=not odd)
     if step.past is None and not isinstance(step.value, Expression):
         return values.fill_null(filler[0])
     return values.zip_with(values.is_not_null(), filler)

@@ -410,3 +410,16 @@ def test_what_a_step_lacks_is_named() -> None:
         tm.fill("x")
     with pytest.raises(TypeError, match="takes one share, or by="):
         tm.sample(0.5, by="x")
+
+
+def test_text_of_a_row_that_is_no_number_fills_nothing() -> None:
+    frame = pl.DataFrame({"x": [1.0, None, None], "s": ["7", "n/a", "2.5"]})
+    made, _ = clean(frame, (tm.fill("x", pl.col("s")),), known_at=None)
+    assert made["x"].to_list() == [1.0, None, 2.5]
+    with pytest.raises(pl.exceptions.InvalidOperationError):
+        clean(frame, (tm.fill("x", "n/a"),), known_at=None)
+
+
+def test_one_value_may_stand_for_missing() -> None:
+    assert one(["1", "n/a", "-999"], tm.cast("x", "number", missing="n/a")) == [1.0, None, -999.0]
+    assert one(["1", "n/a", "-999"], tm.cast("x", "number", missing=-999)) == [1.0, None, None]
