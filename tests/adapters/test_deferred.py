@@ -44,7 +44,7 @@ print(light, task)
             "True classification",
         ),
         # What is not known by name is asked, and so loaded.
-        ("from sklearn.svm import SVC", "SVC(probability=False)", "False regression"),
+        ("from sklearn.svm import SVC", "SVC(probability=False)", "False classification"),
         ("import sklearn.dummy", "sklearn.dummy.DummyClassifier()", "False classification"),
         (
             "from sklearn.base import BaseEstimator\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -217,11 +218,11 @@ def _columns(features: Iterable[View | str]) -> tuple[str, ...]:
 
 
 def stated_task(estimator: Any) -> Task | None:
-    """Return what an estimator says it does, in scikit-learn's way; None when it does not say."""
-    try:
-        stated = estimator.__sklearn_tags__().estimator_type
-    except Exception:
-        stated = getattr(estimator, "_estimator_type", None)
+    """Return what an estimator says it does, in scikit-learn's ways, old and new; None when it does not say."""
+    stated = getattr(estimator, "_estimator_type", None)
+    if stated is None:
+        with contextlib.suppress(Exception):
+            stated = estimator.__sklearn_tags__().estimator_type
     tasks: dict[str | None, Task] = {"classifier": "classification", "regressor": "regression"}
     return tasks.get(stated)
 

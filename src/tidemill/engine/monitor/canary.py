@@ -207,8 +207,8 @@ def asked_for(model: str, state: ModelState, body: dict[str, Any]) -> Route:
     """Return the route that a request by hand asks for: ``arms`` ([{name, version, share}]) and ``shadows``.
 
     Raises NotFoundError for a version that there is not, TidemillError for shares and names that cannot be, and for the
-    champion as its own canary or shadow. (An arm of another name may be the champion's: a test has a side that stays as
-    it is.)
+    champion as its own canary, or as a shadow where it answers everything. (An arm of another name may be the
+    champion's: a test has a side that stays as it is.)
     """
     arms = [Arm(arm["name"], state.resolve(str(arm["version"])).number, arm["share"]) for arm in body["arms"]]
     shadows = [state.resolve(str(version)).number for version in body["shadows"]]
@@ -219,6 +219,6 @@ def asked_for(model: str, state: ModelState, body: dict[str, Any]) -> Route:
             f"model {model!r}: v{champion} is the champion; a canary is another version. "
             + (f"Name one of {others}." if others else f"Make one first: tidemill retrain {model}")
         )
-    if champion in shadows:
+    if champion in shadows and not arms:
         raise TidemillError(f"model {model!r}: v{champion} is the champion; it answers, and is asked no second time.")
     return route(model, arms, shadows) if arms or shadows else PLAIN

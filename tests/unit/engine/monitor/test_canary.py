@@ -222,13 +222,15 @@ def test_routes_by_hand() -> None:
 
 
 def test_the_champion_is_not_its_own_canary() -> None:
-    def ask(name: str, *, versions: int, shadows: tuple[str, ...] = ()) -> Route:
+    def ask(name: str | None, *, versions: int, shadows: tuple[str, ...] = ()) -> Route:
         made = tuple(Version("good", number, "t", "r", 0, 0, {}) for number in range(1, versions + 1))
-        body = {"arms": [{"name": name, "version": "champion", "share": 0.5}], "shadows": [*shadows]}
+        arms = [{"name": name, "version": "champion", "share": 0.5}] if name else []
+        body = {"arms": arms, "shadows": [*shadows]}
         return asked_for("good", ModelState(versions=made, aliases={"champion": 1}), body)
 
     with pytest.raises(TidemillError, match="v1 is the champion; it answers"):
-        ask("b", versions=2, shadows=("v2", "v1"))
+        ask(None, versions=2, shadows=("v2", "v1"))
+    assert ask("b", versions=2, shadows=("v1",)).shadows == (1,)  # asked what the arm answers
     with pytest.raises(TidemillError, match=r"v1 is the champion; a canary is another version. Name one of v2, v3\."):
         ask("canary", versions=3)
     with pytest.raises(TidemillError, match="Make one first: tidemill retrain good"):
