@@ -17,6 +17,7 @@ from tidemill.base.errors import WorkspaceError
 from tidemill.cli.main import main
 from tidemill.engine.predict.live import Answer
 from tidemill.loop.supervisor import ServerProcess
+from tidemill.ports.journal import Lease
 from tidemill.project import Project
 from tidemill.server.main import serving
 from tidemill.workspace import Served, Workspace, open_served
@@ -51,6 +52,17 @@ def write(folder: Path) -> None:
         frame.write_csv(folder / f"{name}.csv", datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ")
 
 
+def turned(file: Path, workspace: Workspace, lease: Lease, first: int, hours: int) -> Project:
+    """Work by the declared ``file`` for some ticks, an hour apart, from ``first`` on (microseconds)."""
+    project = Project(file, load_system(file), workspace)
+    mill = project.mill(lease)
+    mill.start()
+    for hour in range(hours):
+        mill.tick(first + hour * HOUR)
+    mill.stop()
+    return project
+
+
 def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "system.py"
     file.write_text(SYSTEM)
@@ -59,13 +71,7 @@ def test_a_better_recipe_is_promoted_and_one_that_robs_the_champion_is_refused(t
     lease = workspace.journal.acquire()
 
     def turn(first: int, hours: int) -> Project:
-        project = Project(file, load_system(file), workspace)
-        mill = project.mill(lease)
-        mill.start()
-        for hour in range(first, first + hours):
-            mill.tick(START + 32 * DAY + hour * HOUR)
-        mill.stop()
-        return project
+        return turned(file, workspace, lease, START + 32 * DAY + first * HOUR, hours)
 
     # A constant beats no baseline, so the first verdict refuses; a real estimator is a changed recipe and is tried.
     assert turn(0, 2).state().model("size").versions == ()
@@ -138,13 +144,7 @@ def test_features_are_changed_and_dropped_by_retiring_them(tmp_path: Path) -> No
     lease = workspace.journal.acquire()
 
     def turn(first: int, hours: int) -> Project:
-        project = Project(file, load_system(file), workspace)
-        mill = project.mill(lease)
-        mill.start()
-        for hour in range(first, first + hours):
-            mill.tick(START + 15 * DAY + hour * HOUR)
-        mill.stop()
-        return project
+        return turned(file, workspace, lease, START + 15 * DAY + first * HOUR, hours)
 
     def ask(**row: object) -> Answer:
         server = serving(Served(file, load_system(file), workspace))
@@ -193,4 +193,24 @@ def test_features_are_changed_and_dropped_by_retiring_them(tmp_path: Path) -> No
     assert ask(site="a", x=0.5).prediction == pytest.approx(1.5, abs=0.01)
     compared = json.loads(CliRunner().invoke(main, ["parity", "size", "--json", "--project", str(tmp_path)]).stdout)
     assert [(each["rows"], each["skipped"]) for each in compared] == [(1, 2)]
+
+    back = ["rollback", "size", "--to", "v1", "--reason", "x", "--project", str(tmp_path)]
+    refused = CliRunner().invoke(main, back)
+    assert refused.exit_code == 2
+    assert "v1 of model 'size' needs recent__n_1d, near, which are no longer declared" in refused.output
+    # The worker may hold another file than the one at hand.
+    workspace.journal.request("rollback", {"model": "size", "alias": "champion", "version": 1, "reason": "x"})
+    project = turn(15 * 24 + 10, 1)
+    assert project.state().model("size").aliases == {"champion": 2}
+    (asked,) = [entry.body for entry in workspace.journal.read(kinds=["request"])]
+    assert "could not answer" in asked["refused"]
+    # An arm is robbed as little as the champion.
+    file.write_text(retiring)
+    workspace.journal.request(
+        "route", {"model": "size", "arms": [{"name": "b", "version": "v1", "share": 0.5}], "shadows": [], "reason": "x"}
+    )
+    assert [arm.version for arm in turn(15 * 24 + 11, 1).state().model("size").route.arms] == [1]
+    file.write_text(retiring.replace(', retired=[recent, "near"]', ""))
+    with pytest.raises(WorkspaceError, match=r"its arm 'b', v1 needs recent__n_1d, near"):
+        turn(15 * 24 + 12, 1)
     lease.release()

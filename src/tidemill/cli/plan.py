@@ -20,7 +20,7 @@ from tidemill.cli.words import serving
 from tidemill.engine.check.check import installation
 from tidemill.engine.check.fingerprint import judging, recipe_fingerprint
 from tidemill.engine.check.plan import Built, BuiltModel, BuiltTable, plan
-from tidemill.engine.mill.refuse import passing, refusals
+from tidemill.engine.mill.refuse import refusals, transition_notes
 from tidemill.engine.predict.state import State
 from tidemill.project import Project
 from tidemill.spec.source import Source
@@ -43,7 +43,7 @@ def command(path: Path, as_json: bool) -> None:
     state = project.state()
     made = plan(project.system, built(project, state))
     refused = tuple(refusals(project.system, state, project.workspace.journal.step)) if state.declared else ()
-    between = passing(project.system, state, project.workspace.journal.step) if state.declared else ()
+    between = transition_notes(project.system, state, project.workspace.journal.step) if state.declared else ()
     notices = (*found.bare, *made.warnings, *between, *found.slow, *not_compiled(project), *installation())
     if as_json:
         items = [{"action": item.action, "what": item.what, "why": list(item.why)} for item in made.items]

@@ -10,6 +10,7 @@ from tidemill.base.errors import NotFoundError
 from tidemill.cli.asking import ask, wait
 from tidemill.cli.common import echo_json, json_option, project_option
 from tidemill.cli.layout import console, open_running
+from tidemill.engine.mill.refuse import check_champion
 
 
 @click.command(name="rollback", short_help="Point an alias back at an older version.")
@@ -23,13 +24,15 @@ from tidemill.cli.layout import console, open_running
 def command(model: str, to: str, reason: str, alias: str, waits: bool, path: Path, as_json: bool) -> None:
     """Point an alias of MODEL, the champion unless said otherwise, at another of its versions."""
     project = open_running(path)
-    project.declared_model(model)
+    declared = project.declared_model(model)
     known = project.state().model(model)
     if not known.versions:
         raise NotFoundError(f"model {model!r} has no version yet.")
     version = known.resolve(to)
     if known.aliases.get(alias) == version.number:
         raise NotFoundError(f"model {model!r}: v{version.number} is {alias} already; there is nothing to point.")
+    if alias == "champion":
+        check_champion(declared, version.number, project.workspace.journal.step(version.training))
     body = {"model": model, "alias": alias, "version": version.number, "reason": reason}
     id, then = ask(project, "rollback", body)
     if as_json:

@@ -126,7 +126,7 @@ def _values(tensor: Tensor, rest: memoryview) -> tuple[list[Any], memoryview]:
 def _fit(values: Sequence[Any], datatype: str) -> None:
     """Raise ValueError where a whole number of JSON data lies outside the tensor's own type."""
     if "INT" in datatype:
-        low, high = (int(each) for each in _BOUNDS[datatype])
+        low, high = _BOUNDS[datatype]
         for value in values:
             if type(value) is int and not low <= value <= high:
                 raise ValueError(f"{value} is no {datatype}: it lies outside {low} to {high}.")

@@ -14,6 +14,7 @@ from tidemill.engine.check.fingerprint import judging, recipe_fingerprint
 from tidemill.engine.evaluate.gate import Case
 from tidemill.engine.example.example import ASKED_AT, examples
 from tidemill.engine.mill.policy import Decision, Situation, decide
+from tidemill.engine.mill.refuse import check_champion
 from tidemill.engine.monitor.canary import asked_for, pointed, routed
 from tidemill.engine.predict import records
 from tidemill.engine.predict.route import PLAIN, route
@@ -58,7 +59,7 @@ class Decider:
             if request.kind == "rebuild":
                 drafts.append(_taken_up(tick, request))
                 continue
-            carry_out = _route if request.kind == "route" else _point
+            carry_out = _route if request.kind == "route" else self._point
             try:
                 done = carry_out(request.body, tick, foreseen(state, drafts, tick))
             except TidemillError as error:  # asked for what there is not, or cannot be; the mill turns on
@@ -130,6 +131,29 @@ class Decider:
         when = f"; the first is due at {format_time(first)}" if isinstance(first, int) else ""
         return f"an example that is old enough to have its label{when}"
 
+    def _point(self, body: Mapping[str, object], tick: int, state: State) -> list[Draft]:
+        """Draft the pointing of an alias at another version, as somebody asked.
+
+        Another champion is everybody's: the arms of a route end with it. Raises WorkspaceError when the file no longer
+        declares what it needs, for it could not answer.
+        """
+        name = str(body["model"])
+        model = state.model(name)
+        version = model.resolve(str(body["version"]))
+        reason = f"asked for by hand: {body['reason']}"
+        if body["alias"] == "champion":
+            for declared in self._system.models:
+                if declared.name == name:
+                    check_champion(declared, version.number, self._journal.step(version.training))
+            drafts = pointed(name, replace(model, route=PLAIN), version.number, tick, [reason])
+            if model.route.arms:
+                plain = route(name, (), model.route.shadows)
+                drafts.append(routed(name, model, plain, tick, [f"v{version.number} is champion, {reason}"]))
+            return drafts
+        alias = str(body["alias"])
+        named = {"alias": alias, "version": version.number, "previous": model.aliases.get(alias)}
+        return [Draft(tick, "alias", {"model": name, **named, "reasons": [reason]})]
+
     def _order(self, model: Model, ahead: State, tick: int, decision: Decision) -> Draft:
         """Draft the start of a training: what it reads, and when it takes effect."""
         state, own = ahead.model(model.name), self._recipes[model.name]
@@ -150,26 +174,6 @@ class Decider:
             "rival": rival,
         }
         return Draft(tick, "train", body)
-
-
-def _point(body: Mapping[str, object], tick: int, state: State) -> list[Draft]:
-    """Draft the pointing of an alias at another version, as somebody asked.
-
-    Another champion is everybody's: the arms of a route end with it.
-    """
-    name = str(body["model"])
-    model = state.model(name)
-    version = model.resolve(str(body["version"]))
-    reason = f"asked for by hand: {body['reason']}"
-    if body["alias"] == "champion":
-        drafts = pointed(name, replace(model, route=PLAIN), version.number, tick, [reason])
-        if model.route.arms:
-            plain = route(name, (), model.route.shadows)
-            drafts.append(routed(name, model, plain, tick, [f"v{version.number} is champion, {reason}"]))
-        return drafts
-    alias = str(body["alias"])
-    named = {"alias": alias, "version": version.number, "previous": model.aliases.get(alias)}
-    return [Draft(tick, "alias", {"model": name, **named, "reasons": [reason]})]
 
 
 def _route(body: Mapping[str, object], tick: int, state: State) -> list[Draft]:

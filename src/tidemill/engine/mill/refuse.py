@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from tidemill.base.errors import Fault
+from tidemill.base.errors import Fault, WorkspaceError
 from tidemill.engine.check.change import changes
 from tidemill.engine.check.fingerprint import describe, origins
 from tidemill.engine.predict.state import State
@@ -46,19 +46,22 @@ def _meaning(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _robbed(system: System, state: State, step: Step) -> Iterator[str]:
-    """Yield which champions, which answer until another is promoted, would get other inputs."""
+    """Yield which versions that answer, champions and arms, would get other inputs."""
     for model in system.models:
         known = state.model(model.name)
-        made = step(known.resolve("champion").training) if "champion" in known.aliases else None
-        if made is not None and (gone := lost(model, made)):
-            yield (
-                f"model {model.name!r}: its champion v{known.aliases['champion']} needs {changed(gone)}. Put it "
-                "back, among the model's retired= if new versions are not to learn from it, and give a changed view a "
-                "new name; take it out when a version without it is the champion."
-            )
+        answering = {"its champion": known.aliases["champion"]} if "champion" in known.aliases else {}
+        answering |= {f"its arm {arm.name!r},": arm.version for arm in known.route.arms}
+        for who, number in answering.items():
+            made = step(known.version(number).training)
+            if made is not None and (gone := lost(model, made)):
+                yield (
+                    f"model {model.name!r}: {who} v{number} needs {changed(gone)}. Put it back, among the model's "
+                    "retired= if new versions are not to learn from it, and give a changed view a new name; take it "
+                    "out when a version without it is the champion."
+                )
 
 
-def passing(system: System, state: State, step: Step) -> Iterator[Fault]:
+def transition_notes(system: System, state: State, step: Step) -> Iterator[Fault]:
     """Yield notes on what differs between a champion and the versions to come: features and columns of requests."""
     for model in system.models:
         known = state.model(model.name)
@@ -90,6 +93,18 @@ def lost(model: Model, made: Mapping[str, Any]) -> list[str]:
     now = origins(model)
     then = made.get("origins", now)  # not kept: nothing can be told
     return [name for name in made["encoding"]["columns"] if now.get(name) != then.get(name)]
+
+
+def check_champion(model: Model, number: int, made: Mapping[str, Any] | None) -> None:
+    """Raise WorkspaceError when version ``number``, ``made`` by a training, could not answer as ``model`` is declared.
+
+    Where the training is not recorded nothing can be told.
+    """
+    if made is not None and (gone := lost(model, made)):
+        raise WorkspaceError(
+            f"v{number} of model {model.name!r} needs {changed(gone)}, so that it could not answer. Put that "
+            "declaration back first, and start again: tidemill up"
+        )
 
 
 def changed(names: list[str]) -> str:
